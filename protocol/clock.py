@@ -1,0 +1,47 @@
+"""Hybrid logical clocks: stamps that order versions although no two wall clocks agree.
+
+A stamp is one integer: 48 bits of milliseconds, 16 bits of counter (Kulkarni et al., "Logical Physical Clocks",
+2014). Stamps below `SCANNED_MAX` are kept for files found without knowledge of what they replace: they rank below
+every written version (see `scanned`).
+"""
+
+from __future__ import annotations
+
+from protocol.values import Hlc
+
+COUNTER_BITS = 16
+FUTURE_MS_MAX = 5 * 60 * 1000  # our clock does not follow a peer's that is further ahead than this
+SCANNED_MAX = 1 << 34  # a written stamp has milliseconds above bit 16; seconds fit 34 bits until the year 2514
+
+
+def stamp_ms(hlc: Hlc) -> int:
+    """Milliseconds since 1970 that a written stamp stands for."""
+    return hlc >> COUNTER_BITS
+
+
+class HybridClock:
+    """Hands out stamps of one node, each above every stamp it made or followed before."""
+
+    def __init__(self, last: Hlc = 0) -> None:
+        self.last = last
+
+    def stamp(self, now_ms: int, above: Hlc = 0) -> Hlc:
+        """A new stamp: above all of ours, and above `above` (the version it replaces), however far ahead that is."""
+        self.last = max(self.last + 1, now_ms << COUNTER_BITS)
+        if above >= self.last:
+            return above + 1
+        return self.last
+
+    def observe(self, hlc: Hlc, now_ms: int) -> None:
+        """Follow a peer's stamp, unless it lies more than `FUTURE_MS_MAX` ahead of our own wall clock."""
+        if stamp_ms(hlc) <= now_ms + FUTURE_MS_MAX:
+            self.last = max(self.last, hlc)
+
+    def restate(self, hlc: Hlc) -> None:
+        """Never fall behind what we ourselves once said, even if our wall clock did."""
+        self.last = max(self.last, hlc)
+
+
+def scanned(mtime_s: int) -> Hlc:
+    """The stamp of a file found without manifest knowledge: below every written version, ordered by modification."""
+    return min(max(mtime_s, 1), SCANNED_MAX - 1)

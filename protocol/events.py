@@ -1,0 +1,231 @@
+"""What happens to the core. Drivers turn sockets, disks, clocks and users into these values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from protocol.effects import Entry, Source
+from protocol.fleet import Fleet
+from protocol.messages import Hello, Message
+from protocol.values import Digest, Holding, NodeId, Place, Record, Stripe
+
+
+@dataclass(frozen=True, slots=True)
+class Boot:
+    """The first event: what survived in the WAL, and the highest stamp this node is known to have used."""
+
+    pending: tuple[Entry, ...]
+    last_hlc: int
+
+
+@dataclass(frozen=True, slots=True)
+class Put:
+    """A new artifact whose bytes are already safe in `source`; the core decides whether it is a new version.
+
+    `place` is the user's own file when it lies in the watched folder (None for bytes from the CLI). `known` is False
+    when the file was found by a scan that has no knowledge of what it replaces: it then never outranks anything.
+    `request` 0 means that nobody waits for an answer.
+    """
+
+    request: int
+    name: str
+    digest: Digest
+    blake3: Digest
+    size: int
+    mode: int
+    source: Source
+    place: Place | None = None
+    known: bool = True
+    meta: tuple[tuple[str, str | int], ...] = ()
+    wait_copies: int = 0
+    wait_domains: int = 0
+    deadline_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Remove:
+    """A user asks for an explicit delete of a name."""
+
+    request: int
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Await:
+    """A user waits until the newest version of `name` has `copies` receipts over `domains` domains (0: default)."""
+
+    request: int
+    name: str
+    copies: int
+    domains: int
+    deadline_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Want:
+    """A user asks for bytes that may not be here: fetch them into staging without becoming a holder."""
+
+    request: int
+    record: Record
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """Whoever made this request has gone away."""
+
+    request: int
+
+
+@dataclass(frozen=True, slots=True)
+class Durable:
+    """Every durable effect up to and including this sequence number is on the disk."""
+
+    upto: int
+
+
+@dataclass(frozen=True, slots=True)
+class DurableFailed:
+    """The durable effects `first` … `upto` are not on the disk; the sentence says why."""
+
+    first: int
+    upto: int
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class SessionUp:
+    """A session with an authenticated peer stands; its `Hello` has been read and its node name matches."""
+
+    peer: NodeId
+    hello: Hello
+
+
+@dataclass(frozen=True, slots=True)
+class SessionDown:
+    peer: NodeId
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class DialFailed:
+    peer: NodeId
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """A decoded message from an authenticated peer."""
+
+    peer: NodeId
+    message: Message
+
+
+@dataclass(frozen=True, slots=True)
+class Reserved:
+    """Answers `Reserve`: per parcel, the stripes still missing (empty: all), or why there is no room."""
+
+    transfer: int
+    missing: tuple[tuple[Stripe, ...], ...]
+    refused: tuple[str, ...]  # aligned with the parcels; "" means accepted
+
+
+@dataclass(frozen=True, slots=True)
+class Uploaded:
+    """Answers `Upload`: the stream ended. Only the receiver's receipts tell what is safe."""
+
+    transfer: int
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    """Bytes of a transfer stand verified in staging (or did not come: the sentence says why)."""
+
+    transfer: int
+    complete: tuple[Record, ...]
+    failed: tuple[tuple[Record, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """Answers `Publish`. `moved` are files that made room: the older version now lies at the new place."""
+
+    op: int
+    done: tuple[tuple[Record, Place], ...]
+    failed: tuple[tuple[Record, str], ...] = ()
+    moved: tuple[tuple[str, Place], ...] = ()  # (path it had, place it has now)
+
+
+@dataclass(frozen=True, slots=True)
+class Withdrawn:
+    """A file of ours is gone, changed or damaged: its place no longer holds its digest."""
+
+    place: Place
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class DiskChanged:
+    """The disk's room, told when a bit flips and every so often.
+
+    `accepting`: the caps allow bytes for others. `local`: there is room to accept our own.
+    """
+
+    accepting: bool
+    local: bool
+    capacity_bytes: int
+    used_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class FleetChanged:
+    fleet: Fleet
+
+
+@dataclass(frozen=True, slots=True)
+class Timer:
+    token: str
+
+
+@dataclass(frozen=True, slots=True)
+class Scanned:
+    """Answers `Scan`: records with their holdings; `last` when there are no more."""
+
+    op: int
+    page: tuple[tuple[Record, tuple[Holding, ...]], ...]
+    last: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Flush:
+    """Push what is at risk now. With `leave`, accept nothing more, say goodbye and `Exit` by `deadline_ms`."""
+
+    request: int
+    deadline_ms: int
+    leave: bool
+
+
+Event = (
+    Boot
+    | Put
+    | Remove
+    | Await
+    | Want
+    | Cancel
+    | Durable
+    | DurableFailed
+    | SessionUp
+    | SessionDown
+    | DialFailed
+    | Received
+    | Reserved
+    | Uploaded
+    | Arrived
+    | Published
+    | Withdrawn
+    | DiskChanged
+    | FleetChanged
+    | Timer
+    | Scanned
+    | Flush
+)

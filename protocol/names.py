@@ -1,0 +1,96 @@
+"""Names of artifacts and nodes: what is allowed, and which path a name is published under.
+
+`<kind>/<path>` for kinds the cluster shares, `<kind>/<origin>/<path>` for kinds every node writes. Names come from users
+and from the network; everything here refuses before a path is ever built from one.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+NAME_BYTES_MAX = 1024  # below PATH_MAX (4096) with room for the root and our own folders
+PART_BYTES_MAX = 255  # NAME_MAX of the file systems in use
+NODE_PATTERN = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,61}[a-z0-9])?")
+KIND_PATTERN = re.compile(r"[a-z][a-z0-9_-]{0,31}")
+OWN_FOLDER = ".spore"  # below every root: store UUID, staging, versions
+PEERS_FOLDER = "peers"  # below every root: what other nodes wrote under their own names
+RESERVED_KIND = "spore"  # our own records, for example revocations
+
+
+class NameRefused(ValueError):
+    """A name that cannot be used; the message says why and what to do."""
+
+
+def check_node(node: str) -> str:
+    if not NODE_PATTERN.fullmatch(node):
+        raise NameRefused(
+            f"node name {node!r} is not usable: use 1 to 63 of a-z, 0-9, '.', '_' and '-', beginning and ending "
+            "with a letter or digit"
+        )
+    return node
+
+
+def check_path(path: str) -> str:
+    """A relative path that stays below its root on every node; returns it unchanged."""
+    problem = _path_problem(path)
+    if problem:
+        raise NameRefused(f"name {path[:80]!r} is not usable: {problem}")
+    return path
+
+
+def _path_problem(path: str) -> str:
+    try:
+        encoded = path.encode()
+    except UnicodeEncodeError:
+        return "it is not valid UTF-8; rename the file"
+    if not path or len(encoded) > NAME_BYTES_MAX:
+        return f"it must have 1 to {NAME_BYTES_MAX} bytes and has {len(encoded)}"
+    if path.startswith("/"):
+        return "it is absolute; give a path below the root"
+    if any(unicodedata.category(character) == "Cc" for character in path):
+        return "it holds a control character; rename the file"
+    for part in path.split("/"):
+        if part in ("", ".", ".."):
+            return f"the part {part!r} is not allowed; write the path plainly"
+        if len(part.encode()) > PART_BYTES_MAX:
+            return f"the part {part[:20]!r}… has more than {PART_BYTES_MAX} bytes; shorten it"
+    return ""
+
+
+def check_name(name: str) -> str:
+    """A whole name, with its kind in front; returns it unchanged."""
+    check_path(name)
+    kind, slash, path = name.partition("/")
+    if not slash or not KIND_PATTERN.fullmatch(kind):
+        raise NameRefused(f"name {name[:80]!r} is not usable: it must read <kind>/<path>, as in model/best.pth")
+    if path.split("/")[0] == OWN_FOLDER:
+        raise NameRefused(f"name {name[:80]!r} is not usable: {OWN_FOLDER}/ is spore's own folder")
+    return name
+
+
+def name_of(kind: str, path: str, origin: str, per_node: bool) -> str:
+    """The name of the file at `path` below the root of `origin`."""
+    return check_name(f"{kind}/{origin}/{path}" if per_node else f"{kind}/{path}")
+
+
+def publication_path(name: str, origin: str, own_node: str, per_node: bool) -> str:
+    """Where a record's bytes are published below our root.
+
+    Another node's file of a per-node kind goes to `peers/<origin>/<path>`, so that it can neither meet ours nor be taken
+    for a file of ours by the watcher.
+    """
+    path = name.partition("/")[2]
+    if per_node:
+        path = path.partition("/")[2]
+        if origin != own_node:
+            path = f"{PEERS_FOLDER}/{origin}/{path}"
+    return check_path(path)
+
+
+def publishable(name: str, origin: str, per_node: bool) -> bool:
+    """Whether a record from the network names a path at all: per-node names must carry their origin."""
+    if not per_node:
+        return name.partition("/")[2].split("/")[0] != PEERS_FOLDER
+    rest = name.partition("/")[2]
+    return rest.partition("/")[0] == origin and bool(rest.partition("/")[2])

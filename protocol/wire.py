@@ -1,0 +1,385 @@
+"""The wire form of messages: msgpack, versioned, bounded, validated. The one module that knows msgpack.
+
+A message is `[version, type, fields…]`. Rules for change: an unknown type is ignored and reported; fields beyond those
+known are ignored; what must survive older nodes goes into a record's `meta`, which everybody keeps and forwards. A
+lower or higher `version` is refused in one sentence, since the meaning of what follows is not known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import msgpack
+
+from protocol import messages as m
+from protocol.clock import COUNTER_BITS
+from protocol.names import NameRefused, check_name, check_node
+from protocol.values import (
+    DIGEST_BYTES,
+    STORE_BYTES,
+    Holding,
+    Member,
+    Parcel,
+    Presence,
+    Record,
+    Rows,
+    State,
+    Stripe,
+)
+
+VERSION = 1
+MESSAGE_BYTES_MAX = 4 << 20  # a full offer: 1,000 parcels of at most 2.5 kB, and room to grow
+ROWS_MAX = 2_000  # rows in a message: one page of an exchange; what a group commit applies in a few ms
+PARCELS_MAX = 1_000  # parcels in an offer: one group commit at the receiver
+STRIPES_MAX = 4_096  # stripes of a parcel: a map more scattered than this is asked for in parts
+SENTENCE_CHARS_MAX = 500  # reasons are for people
+META_ITEMS_MAX = 32  # fields carried along unread
+META_BYTES_MAX = 2_048  # all of them together
+SIZE_MAX = 1 << 50  # 1 PiB: above any artifact, far below what overflows SQLite's integers
+HLC_MAX = 1 << (48 + COUNTER_BITS - 1)  # SQLite integers are signed: stamps stay below 2^63 until the year 6429
+SEQ_MAX = HLC_MAX
+
+Packed = list[Any]
+
+
+class WireError(ValueError):
+    """A message that cannot be taken: truncated, too large, of another version, or with a field out of bounds."""
+
+
+class UnknownMessage(WireError):
+    """A message type of a later version: to be ignored, not punished."""
+
+
+# --- rows -------------------------------------------------------------------------------------------------------
+
+
+def pack_record(r: Record) -> Packed:
+    return [
+        r.name,
+        r.hlc,
+        r.origin,
+        r.digest,
+        r.blake3,
+        r.size,
+        r.mode,
+        int(r.state),
+        r.scope,
+        [list(item) for item in r.meta],
+    ]
+
+
+def unpack_record(row: object) -> Record:
+    f = _fields(row, 10, "record")
+    state, scope = f[7], f[8]
+    if scope not in ("cluster", "peers"):
+        raise WireError(f"a record's scope must be cluster or peers, not {str(scope)[:40]!r}")
+    record = Record(
+        name=_name(f[0]),
+        hlc=_int(f[1], HLC_MAX, "hlc"),
+        origin=_node(f[2]),
+        digest=_bytes(f[3], DIGEST_BYTES, "digest"),
+        blake3=_bytes(f[4], DIGEST_BYTES, "blake3"),
+        size=_int(f[5], SIZE_MAX, "size"),
+        mode=_int(f[6], 0o7777, "mode"),
+        state=State(_int(state, max(State), "state")),
+        scope=scope,
+        meta=_meta(f[9]),
+    )
+    return record
+
+
+def pack_holding(h: Holding) -> Packed:
+    return [h.node, h.store, h.digest, h.seq, h.present]
+
+
+def unpack_holding(row: object) -> Holding:
+    f = _fields(row, 5, "holding")
+    return Holding(
+        node=_node(f[0]),
+        store=_bytes(f[1], STORE_BYTES, "store"),
+        digest=_bytes(f[2], DIGEST_BYTES, "digest"),
+        seq=_int(f[3], SEQ_MAX, "seq"),
+        present=_bool(f[4], "present"),
+    )
+
+
+def pack_member(x: Member) -> Packed:
+    return [
+        x.node,
+        x.seq,
+        x.address,
+        x.role,
+        x.provider,
+        x.domain,
+        x.store,
+        x.ephemeral,
+        x.excluded,
+        x.accepting,
+        int(x.presence),
+        x.capacity_bytes,
+        x.used_bytes,
+        x.at_risk_count,
+        x.at_risk_bytes,
+        x.policy_hash,
+    ]
+
+
+def unpack_member(row: object) -> Member:
+    f = _fields(row, 16, "member")
+    return Member(
+        node=_node(f[0]),
+        seq=_int(f[1], SEQ_MAX, "seq"),
+        address=_text(f[2], 300, "address"),
+        role=_text(f[3], 64, "role"),
+        provider=_text(f[4], 64, "provider"),
+        domain=_text(f[5], 200, "domain"),
+        store=_bytes(f[6], STORE_BYTES, "store"),
+        ephemeral=_bool(f[7], "ephemeral"),
+        excluded=_bool(f[8], "excluded"),
+        accepting=_bool(f[9], "accepting"),
+        presence=Presence(_int(f[10], max(Presence), "presence")),
+        capacity_bytes=_int(f[11], SEQ_MAX, "capacity"),
+        used_bytes=_int(f[12], SEQ_MAX, "used"),
+        at_risk_count=_int(f[13], SEQ_MAX, "at_risk_count"),
+        at_risk_bytes=_int(f[14], SEQ_MAX, "at_risk_bytes"),
+        policy_hash=_text(f[15], 64, "policy_hash"),
+    )
+
+
+def _pack_parcel(p: Parcel) -> Packed:
+    return [pack_record(p.record), _pack_stripes(p.stripes)]
+
+
+def _unpack_parcel(row: object) -> Parcel:
+    f = _fields(row, 2, "parcel")
+    return Parcel(unpack_record(f[0]), _unpack_stripes(f[1]))
+
+
+def _pack_stripes(stripes: Sequence[Stripe]) -> Packed:
+    return [[s.first, s.count] for s in stripes]
+
+
+def _unpack_stripes(rows: object) -> tuple[Stripe, ...]:
+    stripes = []
+    for row in _list(rows, STRIPES_MAX, "stripes"):
+        f = _fields(row, 2, "stripe")
+        stripes.append(Stripe(_int(f[0], SIZE_MAX, "first chunk"), _int(f[1], SIZE_MAX, "chunk count")))
+    return tuple(stripes)
+
+
+# --- messages ---------------------------------------------------------------------------------------------------
+
+
+def _pack_fold(fold: tuple[int, int]) -> Packed:
+    return [fold[0], fold[1]]
+
+
+def _unpack_fold(value: object) -> tuple[int, int]:
+    f = _fields(value, 2, "fold")
+    return (_int(f[0], SEQ_MAX, "fold count"), _int(f[1], (1 << 64) - 1, "fold"))
+
+
+def _pack_rows(rows: Rows) -> Packed:
+    return [
+        [pack_record(r) for r in rows.records],
+        [pack_holding(h) for h in rows.holdings],
+        [pack_member(x) for x in rows.members],
+    ]
+
+
+def _unpack_rows(f: Packed) -> m.RowsMessage:
+    return m.RowsMessage(
+        Rows(
+            tuple(unpack_record(r) for r in _list(f[0], ROWS_MAX, "records")),
+            tuple(unpack_holding(h) for h in _list(f[1], ROWS_MAX, "holdings")),
+            tuple(unpack_member(x) for x in _list(f[2], ROWS_MAX, "members")),
+        )
+    )
+
+
+def _unpack_hello(f: Packed) -> m.Hello:
+    return m.Hello(
+        cluster=_text(f[0], 64, "cluster"),
+        member=unpack_member(f[1]),
+        boot=_int(f[2], SEQ_MAX, "boot"),
+        fold=_unpack_fold(f[3]),
+    )
+
+
+def _unpack_offer(f: Packed) -> m.Offer:
+    parcels = tuple(_unpack_parcel(p) for p in _list(f[1], PARCELS_MAX, "parcels"))
+    return m.Offer(_int(f[0], SEQ_MAX, "transfer"), parcels, _int(f[2], SEQ_MAX, "answers"))
+
+
+def _unpack_take(f: Packed) -> m.Take:
+    refused = tuple(_text(r, SENTENCE_CHARS_MAX, "reason") for r in _list(f[1], PARCELS_MAX, "refusals"))
+    missing = tuple(_unpack_stripes(s) for s in _list(f[2], PARCELS_MAX, "missing"))
+    if len(refused) != len(missing):
+        raise WireError("a take must answer each parcel with a refusal and a list of stripes")
+    return m.Take(_int(f[0], SEQ_MAX, "transfer"), refused, missing)
+
+
+def _unpack_receipt(f: Packed) -> m.Receipt:
+    failed = []
+    for row in _list(f[2], PARCELS_MAX, "failures"):
+        pair = _fields(row, 2, "failure")
+        failed.append((_bytes(pair[0], DIGEST_BYTES, "digest"), _text(pair[1], SENTENCE_CHARS_MAX, "reason")))
+    holdings = tuple(unpack_holding(h) for h in _list(f[1], PARCELS_MAX, "holdings"))
+    return m.Receipt(_int(f[0], SEQ_MAX, "transfer"), holdings, tuple(failed))
+
+
+def _unpack_ask(f: Packed) -> m.Ask:
+    digests = tuple(_bytes(d, DIGEST_BYTES, "digest") for d in _list(f[1], PARCELS_MAX, "digests"))
+    return m.Ask(_int(f[0], SEQ_MAX, "transfer"), digests)
+
+
+Pack = Callable[[Any], Packed]
+Unpack = Callable[[Packed], m.Message]
+
+# type number -> (class, count of known fields, fields from message, message from fields)
+_TABLE: dict[int, tuple[type, int, Pack, Unpack]] = {
+    1: (
+        m.Hello,
+        4,
+        lambda x: [x.cluster, pack_member(x.member), x.boot, _pack_fold(x.fold)],
+        _unpack_hello,
+    ),
+    2: (m.RowsMessage, 3, lambda x: _pack_rows(x.rows), _unpack_rows),
+    3: (
+        m.Fold,
+        2,
+        lambda x: [_pack_fold(x.fold), x.reply],
+        lambda f: m.Fold(_unpack_fold(f[0]), _bool(f[1], "reply")),
+    ),
+    4: (m.Offer, 3, lambda x: [x.transfer, [_pack_parcel(p) for p in x.parcels], x.answers], _unpack_offer),
+    5: (
+        m.Take,
+        3,
+        lambda x: [x.transfer, list(x.refused), [_pack_stripes(s) for s in x.missing]],
+        _unpack_take,
+    ),
+    6: (
+        m.Receipt,
+        3,
+        lambda x: [x.transfer, [pack_holding(h) for h in x.holdings], [list(f) for f in x.failed]],
+        _unpack_receipt,
+    ),
+    7: (m.Ask, 2, lambda x: [x.transfer, list(x.digests)], _unpack_ask),
+    8: (m.Goodbye, 1, lambda x: [x.why], lambda f: m.Goodbye(_text(f[0], SENTENCE_CHARS_MAX, "reason"))),
+}
+_NUMBERS = {row[0]: number for number, row in _TABLE.items()}
+
+
+def encode(message: m.Message) -> bytes:
+    """The bytes of a message; at most `MESSAGE_BYTES_MAX`, which the core's batch bounds ensure."""
+    number = _NUMBERS[type(message)]
+    return cast(bytes, msgpack.packb([VERSION, number, *_TABLE[number][2](message)], use_bin_type=True))
+
+
+def decode(frame: bytes) -> m.Message:
+    """The message in a frame from the network. Raises `WireError` (one sentence) for anything that is not one."""
+    parts = _list(_loads(frame, MESSAGE_BYTES_MAX), 64, "message")
+    if len(parts) < 2 or parts[0] != VERSION:
+        spoken = parts[0] if parts and isinstance(parts[0], int) else "none"
+        raise WireError(f"the peer speaks protocol version {spoken}, this node speaks {VERSION}: upgrade the older")
+    number = parts[1]
+    if not isinstance(number, int) or number not in _TABLE:
+        raise UnknownMessage(f"message type {str(number)[:20]} is not known here; it is ignored")
+    kind, known, _, unpack = _TABLE[number]
+    fields = parts[2:]
+    if len(fields) < known:
+        raise WireError(f"a {kind.__name__} needs {known} fields and has {len(fields)}")
+    return unpack(fields)
+
+
+def pack_value(value: object) -> bytes:
+    """Bytes of a plain structure, for WAL entries and manifest columns."""
+    return cast(bytes, msgpack.packb(value, use_bin_type=True))
+
+
+def unpack_value(frame: bytes, bytes_max: int = MESSAGE_BYTES_MAX) -> object:
+    return _loads(frame, bytes_max)
+
+
+def _loads(frame: bytes, bytes_max: int) -> object:
+    if len(frame) > bytes_max:
+        raise WireError(f"a message of {len(frame)} bytes is over the bound of {bytes_max}")
+    try:
+        return cast(object, msgpack.unpackb(frame, raw=False, strict_map_key=True))
+    except (ValueError, RecursionError, msgpack.exceptions.UnpackException) as problem:
+        raise WireError(f"a message cannot be decoded: {type(problem).__name__} {problem}"[:300]) from problem
+
+
+# --- fields -----------------------------------------------------------------------------------------------------
+
+
+def _list(value: object, length_max: int, what: str) -> Packed:
+    if not isinstance(value, list):
+        raise WireError(f"{what} must be a list, not {type(value).__name__}")
+    if len(value) > length_max:
+        raise WireError(f"{what} has {len(value)} entries, over the bound of {length_max}")
+    return value
+
+
+def _fields(value: object, count: int, what: str) -> Packed:
+    row = _list(value, 64, what)
+    if len(row) < count:
+        raise WireError(f"a {what} needs {count} fields and has {len(row)}")
+    return row
+
+
+def _int(value: object, value_max: int, what: str) -> int:
+    if type(value) is not int or not 0 <= value <= value_max:
+        raise WireError(f"{what} must be a whole number from 0 to {value_max}, not {str(value)[:40]}")
+    return value
+
+
+def _bool(value: object, what: str) -> bool:
+    if type(value) is not bool:
+        raise WireError(f"{what} must be true or false, not {str(value)[:40]}")
+    return value
+
+
+def _bytes(value: object, length: int, what: str) -> bytes:
+    if type(value) is not bytes or len(value) != length:
+        raise WireError(f"{what} must be {length} bytes")
+    return value
+
+
+def _text(value: object, chars_max: int, what: str) -> str:
+    if type(value) is not str or len(value) > chars_max:
+        raise WireError(f"{what} must be text of at most {chars_max} characters")
+    return value
+
+
+def _node(value: object) -> str:
+    try:
+        return check_node(_text(value, 63, "node"))
+    except NameRefused as refusal:
+        raise WireError(str(refusal)) from refusal
+
+
+def _name(value: object) -> str:
+    try:
+        return check_name(_text(value, 1024, "name"))
+    except NameRefused as refusal:
+        raise WireError(str(refusal)) from refusal
+
+
+def _meta(value: object) -> tuple[tuple[str, str | int], ...]:
+    items: list[tuple[str, str | int]] = []
+    bytes_used = 0
+    for row in _list(value, META_ITEMS_MAX, "meta"):
+        pair = _fields(row, 2, "meta item")
+        key = _text(pair[0], 64, "meta key")
+        content = pair[1]
+        if type(content) is int:
+            _int(abs(content), SEQ_MAX, "meta number")
+        elif type(content) is not str:
+            raise WireError("a meta value must be text or a whole number")
+        bytes_used += len(key) + len(str(content))
+        items.append((key, content))
+    if bytes_used > META_BYTES_MAX:
+        raise WireError(f"meta of {bytes_used} bytes is over the bound of {META_BYTES_MAX}")
+    return tuple(items)
