@@ -1,8 +1,8 @@
 """The fleet as its hosts file describes it, and the one home of every policy default.
 
-`node/config.py` makes these values from `distributed_hosts.yaml`; placement, the agent and the simulator read them.
-Nothing here reads a file, an environment or a clock: what varies is an argument. Sizes are bytes, rates are payload
-bytes per second, times are seconds; a megabyte in a rate is 1,000,000 bytes, as network links are sold.
+`node/config.py` makes these values from `distributed_hosts.yaml`; placement, the agent and the simulator read
+them. Nothing here reads a file, an environment or a clock: what varies is an argument. Sizes are bytes, rates are
+payload bytes per second, times are seconds; a megabyte in a rate is 1,000,000 bytes, as network links are sold.
 """
 
 import json
@@ -20,7 +20,7 @@ PORT_DEFAULT = 7946  # the port that gossip tools have used since serf; one port
 ROLE_DEFAULT = "worker"
 # An ephemeral host dies with two minutes' notice or none: what is pending there is looked at this often.
 EPHEMERAL_SYNC_INTERVAL_SECONDS = 5.0
-# First folders of a root that are ours: `.spore` holds stores and staging, `peers` what other nodes' files became.
+# First folders of a root that are ours: `.spore` holds stores and staging, `peers` what came from other nodes.
 RESERVED_FOLDERS = (".spore", "peers")
 RESERVED_KIND = "spore"  # our own replicated records (revocations, hosts files) stand under this name
 BANDWIDTH_VARIABLE = "SPORE_SYNC_BANDWIDTH_MBPS"
@@ -34,7 +34,7 @@ Priority = Literal["low", "normal", "high", "critical"]
 
 @dataclass(frozen=True, slots=True)
 class Bandwidth:
-    """A stated egress limit. None bytes per second means: stated to be unlimited. Made by the hosts file or here."""
+    """A stated egress limit; None bytes per second means: stated to be unlimited. From the hosts file or here."""
 
     bytes_per_second: int | None
 
@@ -44,7 +44,7 @@ class Bandwidth:
         return cls(round(megabytes_per_second * MEGABYTE))
 
 
-# What each provider's egress bears without throttling or surprise bills, as the fleets this replaces were tuned.
+# What each provider's egress bears without throttling or surprise bills, as earlier fleets were tuned.
 PROVIDER_BANDWIDTH: Mapping[str, Bandwidth] = {
     "hetzner": Bandwidth.megabytes(80),
     "lambda": Bandwidth.megabytes(100),
@@ -61,7 +61,7 @@ OTHER_BANDWIDTH = Bandwidth.megabytes(20)
 
 @dataclass(frozen=True, slots=True)
 class ExternalStorage:
-    """A place outside the fleet that may receive backups. From the hosts file; read by the backup of a later release."""
+    """A place outside the fleet that may receive backups. From the hosts file; read by what makes backups."""
 
     host: str
     path: str
@@ -70,7 +70,7 @@ class ExternalStorage:
 
 @dataclass(frozen=True, slots=True)
 class Routing:
-    """How one node syncs: the `sync_routing` section after overrides. Read by the agent, the core and the simulator."""
+    """How one node syncs: the `sync_routing` section after overrides. Read by agent, core and simulator."""
 
     auto_sync_interval_seconds: float = 60.0
     gossip_interval_seconds: float = 30.0
@@ -82,9 +82,7 @@ class Routing:
     min_copies: int = 2
     dial_seconds_max: float = 10.0  # three lost SYN packets (1 + 2 + 4 s) and a handshake over a slow link
     settle_seconds: float = 2.0  # twice the coarsest mtime granularity met (1 s)
-    snapshot_seconds_min: float = (
-        5.0  # a floor below any trigger: copying a live database costs its whole size
-    )
+    snapshot_seconds_min: float = 5.0  # a floor below any trigger: copying a live database costs its whole size
     flush_seconds: float = 8.0  # within the ten seconds container runtimes give between SIGTERM and SIGKILL
     copy_max_bytes: int = 64 * MIB  # a copy this size takes under a second on any disk; above, by reference
     wal_bytes_max: int = GIB  # 16,384 small artifacts that nobody could be told about yet
@@ -93,13 +91,13 @@ class Routing:
 
     @property
     def disk_cap_percent(self) -> float:
-        """The used share of the disk, in percent, above which nothing is held for others: the stricter of the two."""
+        """The used percent of the disk above which nothing is held for others: the stricter of the two."""
         return min(self.max_disk_usage_percent, 100.0 - self.min_free_disk_percent)
 
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """The policy of one kind of artifact. From the hosts file or `DEFAULT_KINDS`; read by placement and the watcher."""
+    """The policy of one kind of artifact. From the hosts file or `DEFAULT_KINDS`; read by placement and watcher."""
 
     name: str
     paths: tuple[str, ...] = ()  # globs below the root; none: only what `spore put --kind` brings
@@ -118,7 +116,7 @@ class Kind:
 
 
 DEFAULT_KINDS: tuple[Kind, ...] = (
-    # Every snapshot holds the whole database, and the newest holds all games of the older: three bridge a bad one.
+    # Every snapshot holds the whole database and all games of the older ones: three bridge a bad one.
     Kind("game", paths=("games/**/*.db",), namespace="node", snapshot="sqlite", versions=3),
     # Workers load the newest model; the one before it is in use, and one more allows stepping back.
     Kind("model", paths=("models/*.pth",), strategy="broadcast", versions=3),
@@ -159,9 +157,7 @@ class Host:
     advertise: str | None = None  # host:port that others dial instead of `address`
     bandwidth_limit: Bandwidth | None = None
     ssh: Ssh | None = None
-    overrides: Mapping[str, Any] = field(
-        default_factory=dict
-    )  # fields of Routing that this host states itself
+    overrides: Mapping[str, Any] = field(default_factory=dict)  # fields of Routing that this host states itself
     listed: bool = True
 
     @property
@@ -184,7 +180,7 @@ class Host:
 
 @dataclass(frozen=True, slots=True)
 class Fleet:
-    """The whole hosts file. `hash` covers its meaning, not its wording, and not the nodes that `joined` unlisted."""
+    """The whole hosts file. `hash` covers its meaning, not its wording nor the nodes that `joined` unlisted."""
 
     cluster: str
     routing: Routing = field(default_factory=Routing)
@@ -207,7 +203,7 @@ class Fleet:
     def unlisted(
         self, node: str, *, address: str | None = None, provider: str | None = None, region: str | None = None
     ) -> Host:
-        """The entry of a node that joined with an ephemeral token, which alone admits names outside the file."""
+        """The entry of a node that joined with an ephemeral token: only such a token admits unlisted names."""
         excluded = matches_any(self.exclude_from_sync, node)
         return Host(node, address, provider, region, ephemeral=True, excluded=excluded, listed=False)
 
@@ -234,21 +230,23 @@ class Fleet:
         return bandwidth.bytes_per_second
 
     def _bandwidth(self, host: Host) -> Bandwidth:
-        """A provider outside the table has no figure of its own, so the file's fleet-wide one comes before ours."""
+        """A provider outside the table has no figure of its own: the fleet-wide one comes before ours."""
         provider = PROVIDER_BANDWIDTH.get(host.provider or "")
         return host.bandwidth_limit or provider or self.routing.bandwidth_limit or OTHER_BANDWIDTH
 
     def domain(self, node: str) -> str:
-        """The failure domain of a node. An NFS group lies within one: a member's statement holds for all of it."""
+        """The failure domain of a node. An NFS group lies within one: what a member states holds for all."""
         host = self.host(node)
         members = [self.host(name) for name in self.nfs_members(node)]
         stated = [member.domain for member in members if member.domain]
         return stated[0] if stated else (members[0] if members else host).own_domain
 
     def nfs_members(self, node: str) -> tuple[str, ...]:
-        """The nodes that share one root with this one, itself included, sorted; empty when it shares with nobody."""
+        """The nodes that share one root with this one, itself included, sorted; empty when it shares with none."""
         group = self.host(node).nfs_group
-        return tuple(sorted(name for name, host in self.hosts.items() if group and host.nfs_group == group))
+        if group is None:
+            return ()
+        return tuple(sorted(name for name, host in self.hosts.items() if host.nfs_group == group))
 
     def kind(self, name: str) -> Kind | None:
         """The kind of this name, or None."""
@@ -272,7 +270,7 @@ class Fleet:
 
 
 def policy_hash(fleet: Fleet) -> str:
-    """SHA-256, in hex, of the fleet's canonical JSON: equal for files that mean the same, whatever their wording."""
+    """SHA-256, in hex, of the canonical JSON: equal for files that mean the same, whatever their wording."""
     meaning = {name: value for name, value in asdict(fleet).items() if name not in ("hash", "joined")}
     canonical = json.dumps(meaning, sort_keys=True, separators=(",", ":"))
     return sha256(canonical.encode()).hexdigest()
@@ -285,7 +283,7 @@ def split_address(address: str) -> tuple[str, int]:
 
 
 def parse_megabytes_per_second(text: str) -> Bandwidth:
-    """A limit written as a number of megabytes per second, or `none`. Raises ValueError with a full sentence."""
+    """A limit written in megabytes per second, or `none`. Raises ValueError with a full sentence."""
     if text.strip().lower() == "none":
         return Bandwidth(None)
     try:
