@@ -74,7 +74,7 @@ class Hasher:
         self._plain.update(block)
         self.size += len(block)
         view = memoryview(block)
-        while len(view):
+        while view:
             if not self._gathered and len(view) >= CHUNK_BYTES:
                 self.leaves.append(chunk_digest(view[:CHUNK_BYTES]))
                 view = view[CHUNK_BYTES:]

@@ -110,7 +110,7 @@ class Upload:
 
 @dataclass(frozen=True, slots=True)
 class Fetch:
-    """Get one artifact from any of `sources`, by ranges, into staging. Answered by `Arrived`."""
+    """Get one artifact from any of `sources`, by ranges, into staging. Answered by `Arrived` under our own name."""
 
     transfer: int
     record: Record
@@ -121,11 +121,12 @@ class Fetch:
 class Reserve:
     """Reserve disk room for what is about to arrive from `peer`, before its first byte. Answered by `Reserved`.
 
-    Chunks that earlier tries left in staging are reported, so that only what is missing is asked for.
+    Incoming transfers are known by (peer, the sender's number); our own fetches stand under our own name. Chunks that
+    earlier tries left in staging are reported, so that only what is missing is asked for.
     """
 
-    transfer: int
     peer: NodeId
+    transfer: int
     parcels: tuple[Parcel, ...]
 
 
@@ -133,6 +134,7 @@ class Reserve:
 class Unreserve:
     """Give back what a transfer reserved: it ended, or will not come. Verified chunks stay in staging."""
 
+    peer: NodeId
     transfer: int
 
 

@@ -51,6 +51,15 @@ class Remove:
 
 
 @dataclass(frozen=True, slots=True)
+class Declare:
+    """Publish a record without bytes under our own kind `spore` (for example a revocation)."""
+
+    request: int
+    name: str
+    meta: tuple[tuple[str, str | int], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Await:
     """A user waits until the newest version of `name` has `copies` receipts over `domains` domains (0: default)."""
 
@@ -124,6 +133,7 @@ class Received:
 class Reserved:
     """Answers `Reserve`: per parcel, the stripes still missing (empty: all), or why there is no room."""
 
+    peer: NodeId
     transfer: int
     missing: tuple[tuple[Stripe, ...], ...]
     refused: tuple[str, ...]  # aligned with the parcels; "" means accepted
@@ -139,8 +149,12 @@ class Uploaded:
 
 @dataclass(frozen=True, slots=True)
 class Arrived:
-    """Bytes of a transfer stand verified in staging (or did not come: the sentence says why)."""
+    """Bytes of a transfer stand verified in staging (or did not come: the sentence says why).
 
+    `peer` is the sender of an upload, or our own node for a fetch of ours.
+    """
+
+    peer: NodeId
     transfer: int
     complete: tuple[Record, ...]
     failed: tuple[tuple[Record, str], ...] = ()
@@ -209,6 +223,7 @@ Event = (
     Boot
     | Put
     | Remove
+    | Declare
     | Await
     | Want
     | Cancel

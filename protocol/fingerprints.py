@@ -1,7 +1,7 @@
 """64-bit fingerprints of rows and their fold: two nodes with equal folds have, but for chance, equal rows.
 
-Fingerprints are keyed with the cluster's name, so that rows of two clusters never look alike. A record's fingerprint covers
-what may change or matter (name, digest, stamp, origin, state), a holding's its key (not its sequence, so that
+Fingerprints are keyed with the cluster's name, so that rows of two clusters never look alike. A record's fingerprint
+covers what may change or matter (name, digest, stamp, origin, state), a holding's its key (not its sequence, so that
 restating the same fact changes nothing). Withdrawn holdings are left out of the fold: they may be forgotten.
 """
 

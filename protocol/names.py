@@ -1,7 +1,7 @@
 """Names of artifacts and nodes: what is allowed, and which path a name is published under.
 
-`<kind>/<path>` for kinds the cluster shares, `<kind>/<origin>/<path>` for kinds every node writes. Names come from users
-and from the network; everything here refuses before a path is ever built from one.
+`<kind>/<path>` for kinds the cluster shares, `<kind>/<origin>/<path>` for kinds every node writes. Names come from
+users and from the network; everything here refuses before a path is ever built from one.
 """
 
 from __future__ import annotations
@@ -77,8 +77,8 @@ def name_of(kind: str, path: str, origin: str, per_node: bool) -> str:
 def publication_path(name: str, origin: str, own_node: str, per_node: bool) -> str:
     """Where a record's bytes are published below our root.
 
-    Another node's file of a per-node kind goes to `peers/<origin>/<path>`, so that it can neither meet ours nor be taken
-    for a file of ours by the watcher.
+    Another node's file of a per-node kind goes to `peers/<origin>/<path>`, so that it can neither meet ours nor
+    be taken for a file of ours by the watcher.
     """
     path = name.partition("/")[2]
     if per_node:

@@ -1,0 +1,217 @@
+"""Accepting what users make: puts, explicit deletes, and files that vanish or change.
+
+Write, then tell: the WAL entry and the manifest rows are on the disk before an answer, an offer or a row leaves. Old
+never beats new: a file found without knowledge of what it replaces becomes a version *below* whatever is known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from protocol.clock import scanned
+from protocol.context import Context
+from protocol.debts import Debts, Wait
+from protocol.effects import Answer, Entry, Kept
+from protocol.events import Await, Declare, Put, Remove, Withdrawn
+from protocol.fleet import RESERVED_KIND
+from protocol.names import NameRefused, check_name
+from protocol.values import NO_DIGEST, Batch, Place, Record, Rows, State
+
+WAIT_DEFAULT = 0  # asks for as many copies as the kind's policy does
+
+
+class Accepting:
+    """Turns puts into records, and records into debts."""
+
+    def __init__(self, ctx: Context, debts: Debts, tell: Callable[[Rows], None], owe: Callable[[Record], None]) -> None:
+        self.ctx = ctx
+        self.debts = debts
+        self.tell = tell
+        self.owe = owe
+        self.room = True  # the local disk has room to accept
+        self.healthy = True  # the last group commit reached the disk
+        self.stopping = False
+
+    # --- puts ---
+
+    def put(self, put: Put) -> None:
+        refusal = self._refusal(put)
+        if refusal:
+            self._refuse(put.request, refusal)
+            return
+        versions = self.ctx.versions(put.name)
+        current = versions[0] if versions else None
+        if current is not None and current.state is State.LIVE and current.digest == put.digest:
+            self._hold_again(put, current)
+        elif not put.known:
+            self._put_scanned(put, versions)
+        else:
+            self._put_version(put, self.ctx.clock.stamp(self.ctx.now_ms, above=current.hlc if current else 0))
+
+    def _refusal(self, put: Put) -> str:
+        try:
+            check_name(put.name)
+        except NameRefused as refused:
+            return str(refused)
+        if put.name.startswith(RESERVED_KIND + "/") or self.ctx.kind(put.name) is None:
+            kinds = ", ".join(kind.name for kind in self.ctx.fleet.kinds)
+            return f"{put.name}: there is no such kind; use one of {kinds}, or add it to the hosts file"
+        if self.stopping:
+            return "this agent is stopping and accepts nothing more; put it on another node"
+        if not self.healthy:
+            return "the disk of this node does not take writes; see `spore status` and free or repair it"
+        if not self.room and put.place is None:
+            return "the disk of this node is below min_free_bytes; free some room or put it on another node"
+        return ""
+
+    def _put_scanned(self, put: Put, versions: list[Record]) -> None:
+        """A file found without knowledge: known bytes become a holding, others a version below all that is known."""
+        for version in versions:
+            if version.state is State.LIVE and version.digest == put.digest:
+                self._hold_again(put, version)
+                return
+        if versions:
+            self.ctx.report(
+                "warning",
+                "older_file_found",
+                f"{put.name}: a file without history was found beside newer versions; it is kept as an older version",
+            )
+        mtime_s = put.place.mtime_ns // 1_000_000_000 if put.place else 0
+        self._put_version(put, scanned(mtime_s))
+
+    def _put_version(self, put: Put, hlc: int) -> None:
+        record = Record(
+            put.name, hlc, self.ctx.node, put.digest, put.blake3, put.size, put.mode, meta=tuple(sorted(put.meta))
+        )
+        places = _places(put)
+        rows = Rows((record,), self._holdings(put, places))
+        self.ctx.commit(
+            Batch(rows, places),
+            lambda: self._accepted(put, record, rows),
+            lambda error: self._refuse(put.request, f"{put.name} was not accepted: {error}"),
+            Entry(record, put.source),
+        )
+
+    def _hold_again(self, put: Put, record: Record) -> None:
+        """The same bytes as a known version: no new version, but we hold them (again, or at another place)."""
+        places = _places(put)
+        rows = Rows(holdings=() if self.ctx.holds(put.digest) else self._holdings(put, places))
+        if not places and not rows:
+            self._answer(put, record)
+            return
+        self.ctx.commit(
+            Batch(rows, places),
+            lambda: self._held_again(put, record, rows),
+            lambda error: self._refuse(put.request, f"{put.name} was not accepted: {error}"),
+        )
+
+    def _holdings(self, put: Put, places: tuple[Place, ...]) -> tuple:  # type: ignore[type-arg]
+        if self.ctx.excluded or not places:
+            return ()
+        return (self.ctx.holding(put.digest, True),)
+
+    def _accepted(self, put: Put, record: Record, rows: Rows) -> None:
+        self.tell(rows)
+        self.owe(record)
+        self._answer(put, record)
+
+    def _held_again(self, put: Put, record: Record, rows: Rows) -> None:
+        self.tell(rows)
+        self._answer(put, record)
+
+    def _answer(self, put: Put, record: Record) -> None:
+        if not put.request:
+            return
+        if put.wait_copies:
+            self.debts.wait(Wait(put.request, record, put.wait_copies, put.wait_domains, put.deadline_ms))
+        else:
+            self.ctx.emit(Answer(put.request, "", record, copies=len(self.debts.receipts(record))))
+
+    def _refuse(self, request: int, why: str) -> None:
+        if request:
+            self.ctx.emit(Answer(request, why))
+        else:
+            self.ctx.report("error", "not_accepted", why)
+
+    def await_copies(self, event: Await) -> None:
+        record = self.ctx.current(event.name)
+        if record is None or record.state is not State.LIVE:
+            self._refuse(event.request, f"there is no artifact {event.name}; `spore ls` shows what there is")
+            return
+        self.debts.wait(Wait(event.request, record, event.copies, event.domains, event.deadline_ms))
+
+    # --- deletes and declarations ---
+
+    def remove(self, event: Remove) -> None:
+        """An explicit delete: the only way in which a deletion ever spreads."""
+        current = self.ctx.current(event.name)
+        if current is None or current.state is not State.LIVE:
+            self._refuse(event.request, f"there is no artifact {event.name}; `spore ls` shows what there is")
+            return
+        if not self._may_delete(current):
+            self._refuse(
+                event.request,
+                f"{event.name} may be removed by a persistent host or by {current.origin}; run this command there",
+            )
+            return
+        hlc = self.ctx.clock.stamp(self.ctx.now_ms, above=current.hlc)
+        tombstone = Record(event.name, hlc, self.ctx.node, NO_DIGEST, NO_DIGEST, 0, state=State.DELETED)
+        self._commit_bare(event.request, tombstone)
+
+    def _may_delete(self, record: Record) -> bool:
+        kind = self.ctx.kind(record.name)
+        own = kind is not None and kind.namespace == "node" and record.origin == self.ctx.node
+        return own or not self.ctx.host.ephemeral
+
+    def declare(self, event: Declare) -> None:
+        """A record without bytes under our own kind: revocations and what else every node must know."""
+        current = self.ctx.current(event.name)
+        hlc = self.ctx.clock.stamp(self.ctx.now_ms, above=current.hlc if current else 0)
+        record = Record(event.name, hlc, self.ctx.node, NO_DIGEST, NO_DIGEST, 0, meta=tuple(sorted(event.meta)))
+        self._commit_bare(event.request, record)
+
+    def _commit_bare(self, request: int, record: Record) -> None:
+        rows = Rows((record,))
+
+        def done() -> None:
+            self.tell(rows)
+            self.ctx.emit(Answer(request, "", record, durable=True))
+
+        self.ctx.commit(Batch(rows), done, lambda error: self._refuse(request, f"not done: {error}"))
+
+    # --- losses ---
+
+    def withdrawn(self, event: Withdrawn) -> None:
+        """A file of ours no longer holds its digest: say so, unless another copy of ours does."""
+        place = event.place
+        others = [p for p in self.ctx.catalogue.places(place.digest) if p.path != place.path]
+        held = self.ctx.holds(place.digest)
+        rows = Rows(holdings=() if others or not held else (self.ctx.holding(place.digest, False),))
+        known = self.ctx.catalogue.place(place.path)
+        forget = (place.path,) if known is not None and known.digest == place.digest else ()
+        if not rows and not forget:
+            return
+
+        def done() -> None:
+            self.tell(rows)
+            if not others:
+                self._report_loss(place, event.why)
+
+        self.ctx.commit(Batch(rows, forget_places=forget), done)
+
+    def _report_loss(self, place: Place, why: str) -> None:
+        """An artifact accepted by reference and changed before it was durable is lost; say which, in so many words."""
+        for debt in list(self.debts.open.values()):
+            if debt.own and debt.record.digest == place.digest and not debt.receipts:
+                self.ctx.report(
+                    "error",
+                    "lost",
+                    f"{debt.record.name} ({place.digest.hex()[:12]}) was lost before it was sent: {why}",
+                )
+                self.debts.drop(debt.record.key)
+
+
+def _places(put: Put) -> tuple[Place, ...]:
+    """Where the bytes lie: the user's file, and our private copy."""
+    private = (put.source.place,) if isinstance(put.source, Kept) else ()
+    return ((put.place,) if put.place else ()) + private

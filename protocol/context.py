@@ -1,0 +1,171 @@
+"""What the machines of one replica share: identity, clock, catalogue, the effects of the current event.
+
+Also the *journal*: every durable effect gets the next sequence number and a continuation that runs when `Durable`
+reaches it. Until then its rows are visible here (so that a second put of the same name ranks above the first) but are
+told to nobody; when it fails they are forgotten, as if never heard.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from protocol.catalogue import Catalogue
+from protocol.clock import HybridClock
+from protocol.effects import Commit, Effect, Entry, Log, Report, Send
+from protocol.fleet import Fleet, Host, Kind, Routing
+from protocol.messages import Message
+from protocol.values import Batch, Digest, Holding, HoldingKey, NodeId, Record, RecordKey, State, StoreId, newer
+
+Continuation = Callable[[], None]
+Failure = Callable[[str], None]
+
+
+@dataclass(slots=True)
+class Started:
+    """A durable effect under way."""
+
+    seq: int
+    batch: Batch
+    then: Continuation
+    failed: Failure
+
+
+@dataclass(slots=True)
+class Context:
+    """One replica's shared state. Machines read and emit through it; only `Replica.handle` sets `now_ms`."""
+
+    node: NodeId
+    store: StoreId
+    fleet: Fleet
+    catalogue: Catalogue
+    clock: HybridClock = field(default_factory=HybridClock)
+    now_ms: int = 0
+    out: list[Effect] = field(default_factory=list)
+    _seq: int = 0
+    _started: deque[Started] = field(default_factory=deque)
+    _records: dict[str, dict[RecordKey, Record]] = field(default_factory=dict)
+    _holdings: dict[HoldingKey, Holding] = field(default_factory=dict)
+
+    # --- facts ---
+
+    @property
+    def host(self) -> Host:
+        return self.fleet.host(self.node)
+
+    @property
+    def routing(self) -> Routing:
+        return self.fleet.routing_for(self.node)
+
+    @property
+    def excluded(self) -> bool:
+        return self.host.excluded
+
+    def kind(self, name: str) -> Kind | None:
+        return self.fleet.kind_of(name)
+
+    # --- effects ---
+
+    def emit(self, effect: Effect) -> None:
+        self.out.append(effect)
+
+    def report(self, level: str, event: str, message: str) -> None:
+        self.out.append(Report(level, event, message))
+
+    def send(self, peer: NodeId, message: Message) -> None:
+        self.out.append(Send(peer, message))
+
+    # --- the journal ---
+
+    def commit(
+        self, batch: Batch, then: Continuation, failed: Failure | None = None, entry: Entry | None = None
+    ) -> None:
+        """Start a commit (after a WAL entry, when one is given); `then` runs once both are on the disk."""
+        if entry is not None:
+            self._seq += 1
+            self.emit(Log(self._seq, entry))
+        self._seq += 1
+        self._show(batch)
+        self._started.append(Started(self._seq, batch, then, failed or self._shrug))
+        self.emit(Commit(self._seq, batch))
+
+    def durable(self, upto: int) -> None:
+        """Everything up to here is on the disk: rows leave the overlay, continuations run in order."""
+        while self._started and self._started[0].seq <= upto:
+            started = self._started.popleft()
+            self._hide(started.batch)
+            started.then()
+
+    def failed(self, first: int, upto: int, error: str) -> None:
+        """These are not on the disk: nothing of them was told, and now nothing of them is known."""
+        while self._started and self._started[0].seq <= upto:
+            started = self._started.popleft()
+            self._hide(started.batch)
+            if started.seq >= first:
+                started.failed(error)
+
+    def _shrug(self, error: str) -> None:
+        self.report("error", "commit_failed", f"a batch of rows was not committed and is not remembered: {error}")
+
+    def _show(self, batch: Batch) -> None:
+        for record in batch.rows.records:
+            self._records.setdefault(record.name, {})[record.key] = record
+        for holding in batch.rows.holdings:
+            self._holdings[holding.key] = holding
+
+    def _hide(self, batch: Batch) -> None:
+        for record in batch.rows.records:
+            named = self._records.get(record.name)
+            if named is not None and named.get(record.key) is record:
+                del named[record.key]
+                if not named:
+                    del self._records[record.name]
+        for holding in batch.rows.holdings:
+            if self._holdings.get(holding.key) is holding:
+                del self._holdings[holding.key]
+
+    # --- look-ups that see what is under way ---
+
+    def versions(self, name: str) -> list[Record]:
+        """Versions of a name, newest first, with those still on their way to the disk."""
+        known = self.catalogue.versions(name)
+        started = self._records.get(name)
+        if not started:
+            return list(known)
+        merged = {record.key: record for record in known} | started
+        return sorted(merged.values(), key=lambda record: record.order, reverse=True)
+
+    def current(self, name: str) -> Record | None:
+        """The newest version, whatever its state."""
+        versions = self.versions(name)
+        return versions[0] if versions else None
+
+    def knows_record(self, record: Record) -> bool:
+        """Whether this record (in this state) is committed or on its way."""
+        ours = self._records.get(record.name, {}).get(record.key) or self.catalogue.record(record.key)
+        return ours is not None and ours.state >= record.state
+
+    def news(self, holding: Holding) -> bool:
+        """Whether this statement replaces what we know of it."""
+        key = holding.key
+        return newer(self._holdings.get(key) or self.catalogue.holding(key), holding)
+
+    def holds(self, digest: Digest) -> bool:
+        """Whether our own store holds a digest, whichever member of an NFS group said so (committed or on its way)."""
+        started = self._holdings.get(HoldingKey(digest, self.node, self.store))
+        if started is not None:
+            return started.present
+        return any(holding.store == self.store for holding in self.catalogue.holdings(digest))
+
+    def deleted(self, record: Record) -> bool:
+        """Whether a tombstone of this name ranks above the record."""
+        return any(v.state is State.DELETED and v.order > record.order for v in self.versions(record.name))
+
+    def holding(self, digest: Digest, present: bool) -> Holding:
+        """Our own statement about a digest, with the next number of our own sequence."""
+        return Holding(self.node, self.store, digest, self.clock.stamp(self.now_ms), present)
+
+
+def live(records: Iterable[Record]) -> list[Record]:
+    return [record for record in records if record.state is State.LIVE]

@@ -1,0 +1,102 @@
+"""Placement: which stores an artifact's bytes go to, as a pure function of facts that every node has.
+
+First form. Eligible is a store whose node is alive, accepting and not excluded. Persistent stores come before
+ephemeral ones: the latter count only when fewer than K persistent ones are eligible. Among those that count,
+rendezvous hashing ranks (Thaler and Ravishankar, 1996: one store joining or leaving moves only its own share), and
+the first K are spread over as many domains as there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+
+from protocol.values import Digest, Member, NodeId, StoreId
+
+
+@dataclass(frozen=True, slots=True)
+class Seat:
+    """A store as placement sees it, with the node that receives for it."""
+
+    node: NodeId
+    store: StoreId
+    domain: str
+    ephemeral: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """The stores that may count for one artifact, best first, and over how many domains K of them must lie."""
+
+    seats: tuple[Seat, ...]
+    copies: int
+    domains: int
+
+    @property
+    def enough(self) -> bool:
+        return len(self.seats) >= self.copies
+
+
+def seat_of(member: Member) -> Seat:
+    return Seat(member.node, member.store, member.domain, member.ephemeral)
+
+
+def eligible(members: Iterable[Member], own_store: StoreId) -> list[Seat]:
+    """One seat for each eligible store but ours. Of an NFS group, the member first in name order receives."""
+    seats: dict[StoreId, Seat] = {}
+    for member in sorted(members, key=lambda m: m.node):
+        if member.accepting and not member.excluded and member.store != own_store:
+            seats.setdefault(member.store, seat_of(member))
+    return list(seats.values())
+
+
+def pool(digest: Digest, seats: Collection[Seat], copies: int, domains: int = 0) -> Pool:
+    """Rank the eligible seats for one artifact. `domains` 0 asks for min(copies, domains there are)."""
+    persistent = [seat for seat in seats if not seat.ephemeral]
+    counted = persistent if len(persistent) >= copies else list(seats)
+    ranked = sorted(counted, key=lambda seat: (seat.ephemeral, _weight(digest, seat.store)))
+    spread = domains or min(copies, len({seat.domain for seat in ranked}))
+    return Pool(tuple(ranked), copies, spread)
+
+
+def targets(ranked: Sequence[Seat], copies: int, domains: int, have: Sequence[Seat] = ()) -> list[Seat]:
+    """The seats still needed so that, with those in `have`, `copies` stores over `domains` domains hold.
+
+    Goes down the ranking, and passes over a seat in a domain already used while the domains still missing would
+    otherwise not find room among the copies left. Adds a copy when what is held lies in too few domains.
+    """
+    held = {seat.store for seat in have}
+    used = {seat.domain for seat in have}
+    missing = max(copies - len(held), domains - len(used), 0)
+    chosen: list[Seat] = []
+    for seat in ranked:
+        if len(chosen) == missing:
+            break
+        must_spread = domains - len(used) >= missing - len(chosen)
+        if seat.store not in held and not (must_spread and seat.domain in used):
+            chosen.append(seat)
+            used.add(seat.domain)
+    for seat in ranked:  # fewer domains than asked for: copies come first
+        if len(held) + len(chosen) >= copies:
+            break
+        if seat.store not in held and seat not in chosen:
+            chosen.append(seat)
+    return chosen
+
+
+def durable(receipts: Mapping[StoreId, Seat], around: Pool, seats: Collection[Seat], explicit_domains: int = 0) -> bool:
+    """Whether these receipts (the origin's store left out) make K over d.
+
+    `around` is the pool of eligible seats. Ephemeral receipts count only while persistent stores, eligible or holding
+    already, are fewer than K.
+    """
+    persistent = {s.store for s in seats if not s.ephemeral} | {r.store for r in receipts.values() if not r.ephemeral}
+    all_count = len(persistent) < around.copies
+    counted = [seat for seat in receipts.values() if all_count or not seat.ephemeral]
+    needed = explicit_domains or around.domains
+    return len(counted) >= around.copies and len({seat.domain for seat in counted}) >= min(needed, around.copies)
+
+
+def _weight(digest: Digest, store: StoreId) -> bytes:
+    return blake2b(digest + store, digest_size=8).digest()

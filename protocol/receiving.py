@@ -1,0 +1,410 @@
+"""Taking bytes in: offers from others, fetches of our own, and how either becomes a holding.
+
+The path is always the same: refuse or reserve room → bytes arrive verified in staging → publish (fsync, rename, fsync
+the folder) → commit the holding → tell. A receipt is sent after the commit and never before. What was refused, and
+why, is said to the sender, who then finds another store.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from hashlib import blake2b
+
+from protocol import messages as m
+from protocol.context import Context
+from protocol.debts import Debts
+from protocol.effects import Answer, Fetch, Publication, Publish, Reserve, Unreserve
+from protocol.events import Arrived, Published, Reserved
+from protocol.fleet import RESERVED_KIND, Kind
+from protocol.membership import Membership
+from protocol.names import publication_path, publishable
+from protocol.placement import pool, seat_of, targets
+from protocol.values import (
+    Batch,
+    Digest,
+    Holding,
+    NodeId,
+    Parcel,
+    Place,
+    Record,
+    Rows,
+    State,
+    Stripe,
+)
+
+INCOMING_MAX = 64  # transfers being received: 4 from each of 16 peers; each has staging files and a thread
+ARRIVING_MAX = 50_000  # digests on their way in: INCOMING_MAX offers of 1,000 at most, with slack
+WANTED_MAX = 100_000  # digests we mean to fetch; the sweep finds again what did not fit
+ASK_COUNT = 500  # small digests asked of one holder at once
+SMALL_BYTES = 1 << 20  # up to one chunk an artifact is asked for in a batch, above it is fetched by ranges
+ASK_MS = 60_000  # an Ask unanswered for this long was lost
+RETRY_MS = 5_000  # a failed fetch is tried again after this, from other holders first
+PUSH_GRACE_MS = 15_000  # a target of the origin's push waits this long before it fetches by itself
+INCOMING_MS_MAX = 30 * 60_000  # a transfer whose sender never ends it; the driver's stall watchdog is stricter
+
+
+@dataclass(slots=True)
+class Incoming:
+    """One transfer being received: from a peer's offer, or our own fetch (then `peer` is our own node)."""
+
+    peer: NodeId
+    transfer: int
+    offered: list[Record]
+    verdicts: list[str]  # aligned with the offer: "" to take, else why not
+    started_ms: int
+    request: int = 0  # a user's `get`: fetch only, hold nothing
+    holdings: list[Holding] = field(default_factory=list)
+    failed: list[tuple[Digest, str]] = field(default_factory=list)
+
+    @property
+    def key(self) -> tuple[NodeId, int]:
+        return (self.peer, self.transfer)
+
+    def accepted(self) -> list[Record]:
+        return [record for record, why in zip(self.offered, self.verdicts, strict=True) if not why]
+
+
+class Receiving:
+    """Admits offers, fetches what should lie here, publishes and commits what arrived."""
+
+    def __init__(self, ctx: Context, members: Membership, debts: Debts, tell: Callable[[Rows], None]) -> None:
+        self.ctx = ctx
+        self.members = members
+        self.debts = debts
+        self.tell = tell
+        self.incoming: dict[tuple[NodeId, int], Incoming] = {}
+        self.arriving: dict[Digest, tuple[NodeId, int]] = {}
+        self.wanted: dict[Digest, tuple[Record, int]] = {}  # and not before when
+        self.stopping = False
+        self._asked: dict[Digest, int] = {}  # until when
+        self._publishing: dict[int, Incoming | None] = {}
+        self._op = 0
+        self._transfer = 0
+        self._own_published: Callable[[Record], None] = lambda record: None
+
+    def on_own_published(self, then: Callable[[Record], None]) -> None:
+        """Whom to tell when an artifact accepted here has reached its final path."""
+        self._own_published = then
+
+    def start_from(self, transfer: int) -> None:
+        self._transfer = max(self._transfer, transfer)
+
+    # --- offers ---
+
+    def offered(self, peer: NodeId, offer: m.Offer) -> None:
+        incoming = Incoming(peer, offer.transfer, [p.record for p in offer.parcels], [], self.ctx.now_ms)
+        if incoming.key in self.incoming:
+            return  # a repeated number under way: the first one answers
+        full = len(self.incoming) >= INCOMING_MAX or len(self.arriving) + len(offer.parcels) > ARRIVING_MAX
+        incoming.verdicts = self._verdicts(incoming.offered) if not full else [m.BUSY] * len(incoming.offered)
+        have = [r.digest for r, why in zip(incoming.offered, incoming.verdicts, strict=True) if why == m.HAVE]
+        self._restate(peer, have)
+        wanted = tuple(p for p, why in zip(offer.parcels, incoming.verdicts, strict=True) if not why)
+        if not wanted:
+            self.ctx.send(peer, m.Take(offer.transfer, tuple(incoming.verdicts), ((),) * len(incoming.offered)))
+            return
+        self.incoming[incoming.key] = incoming
+        for parcel in wanted:
+            self.arriving[parcel.record.digest] = incoming.key
+            self.wanted.pop(parcel.record.digest, None)
+        self.ctx.emit(Reserve(peer, offer.transfer, wanted))
+
+    def _verdicts(self, records: list[Record]) -> list[str]:
+        """A verdict for each record of an offer; bytes named twice in it travel once."""
+        verdicts = []
+        coming: set[Digest] = set()
+        for record in records:
+            verdict = m.BUSY if record.digest in coming else self._verdict(record)
+            if not verdict:
+                coming.add(record.digest)
+            elif verdict == m.HAVE:
+                self._name_held_bytes(record)
+            verdicts.append(verdict)
+        return verdicts
+
+    def _name_held_bytes(self, record: Record) -> None:
+        """We hold these bytes under another name: publish them under this one too, from our own copy."""
+        path = self._path(record)
+        if path is None or record.origin == self.ctx.node:
+            return
+        place = self.ctx.catalogue.place(path)
+        if place is None or place.digest != record.digest:
+            self.publish([record])
+
+    def _verdict(self, record: Record) -> str:
+        """Why an offered artifact is not taken; "" when it is."""
+        kind = self.ctx.kind(record.name)
+        if self.stopping:
+            return m.LEAVING
+        if self.ctx.excluded:
+            return f"{self.ctx.node} is excluded from sync"
+        if kind is None or record.kind == RESERVED_KIND:
+            return f"kind {record.kind} is not in the hosts file of {self.ctx.node}"
+        if record.state is not State.LIVE or self.ctx.deleted(record):
+            return "it was deleted"
+        if not publishable(record.name, record.origin, kind.namespace == "node"):
+            return f"the name {record.name} does not belong to {record.origin}"
+        if self.ctx.holds(record.digest):
+            return m.HAVE
+        if record.digest in self.arriving:
+            return m.BUSY
+        if not self.members.own.accepting:
+            return f"the disk of {self.ctx.node} is at its cap"
+        return ""
+
+    def _restate(self, peer: NodeId, have: list[Digest]) -> None:
+        """The sender does not know that we hold these: repeat our (committed) statements to it."""
+        holdings = [h for digest in have for h in self.ctx.catalogue.holdings(digest) if h.store == self.ctx.store]
+        if holdings:
+            self.ctx.send(peer, m.RowsMessage(Rows(holdings=tuple(holdings))))
+
+    def reserved(self, event: Reserved) -> None:
+        """Room stands (or does not): tell the sender what to send, or start our own fetch."""
+        incoming = self.incoming.get((event.peer, event.transfer))
+        if incoming is None:
+            self.ctx.emit(Unreserve(event.peer, event.transfer))
+            return
+        answers = iter(zip(event.refused, event.missing, strict=True))
+        missing: list[tuple[Stripe, ...]] = []
+        for index, why in enumerate(incoming.verdicts):
+            refused, stripes = next(answers) if not why else ("", ())
+            if refused:
+                incoming.verdicts[index] = refused
+                self.arriving.pop(incoming.offered[index].digest, None)
+            missing.append(stripes)
+        if incoming.peer == self.ctx.node:
+            self._start_fetch(incoming)
+            return
+        self.ctx.send(incoming.peer, m.Take(incoming.transfer, tuple(incoming.verdicts), tuple(missing)))
+        if not incoming.accepted():
+            self._close(incoming)
+
+    # --- fetches ---
+
+    def consider(self, record: Record) -> None:
+        """Whether this record's bytes should lie here although nobody pushes them: then put it on the list."""
+        if len(self.wanted) >= WANTED_MAX or not self._placed_here(record):
+            return
+        if self.ctx.holds(record.digest):
+            self._name_held_bytes(record)
+        elif record.digest not in self.arriving and self.members.own.accepting and self._receives_for_store():
+            wait = PUSH_GRACE_MS if self._is_target(record) else 0
+            self.wanted.setdefault(record.digest, (record, self.ctx.now_ms + wait))
+
+    def _placed_here(self, record: Record) -> bool:
+        """Whether policy places this record's bytes in our store."""
+        kind = self.ctx.kind(record.name)
+        if kind is None or record.state is not State.LIVE or self.ctx.excluded or self.stopping:
+            return False
+        if record.origin == self.ctx.node or not self._policy_places_here(kind, record):
+            return False
+        if not publishable(record.name, record.origin, kind.namespace == "node"):
+            return False
+        return not self._beyond_retention(kind, record)
+
+    def _policy_places_here(self, kind: Kind, record: Record) -> bool:
+        role = self.ctx.host.role
+        if kind.strategy == "pull":
+            return False
+        if kind.strategy == "broadcast":
+            return not kind.roles or role in kind.roles
+        return role in kind.roles or self._is_target(record)
+
+    def _is_target(self, record: Record) -> bool:
+        """Whether we are among the first K stores of this record, as its origin sees it."""
+        around = self.debts.pool_of(record)
+        seats = [*self.members.seats()]
+        own = self.members.own
+        if not own.accepting or own.excluded:
+            return False
+        origin = self.ctx.catalogue.member(record.origin)
+        others = [seat for seat in [*seats, seat_of(own)] if origin is None or seat.store != origin.store]
+        ranked = pool(record.digest, others, around.copies)
+        return any(s.store == own.store for s in targets(ranked.seats, ranked.copies, ranked.domains))
+
+    def _beyond_retention(self, kind: Kind, record: Record) -> bool:
+        live = [v for v in self.ctx.versions(record.name) if v.state is State.LIVE]
+        return record not in live[: kind.versions] or self.ctx.deleted(record)
+
+    def _receives_for_store(self) -> bool:
+        """In an NFS group, the member first in name order fetches for all."""
+        mates = [node for node, x in self.members.alive.items() if x.store == self.ctx.store]
+        return all(self.ctx.node < node for node in mates)
+
+    def fetch_for_user(self, request: int, record: Record) -> None:
+        """Get the bytes into staging for `spore get`; nothing is held afterwards."""
+        sources = self._sources(record.digest)
+        if not sources:
+            self.ctx.emit(Answer(request, f"no reachable node holds {record.name}; try again when one is back", record))
+            return
+        self._begin_fetch(record, request)
+
+    def pump(self) -> None:
+        """Start the fetches that are due: small ones in batches from one holder, large ones by ranges."""
+        now = self.ctx.now_ms
+        asks: dict[NodeId, list[Digest]] = {}
+        running = sum(1 for peer, _ in self.incoming if peer == self.ctx.node)
+        for digest, (record, due) in list(self.wanted.items()):
+            if due > now:
+                continue
+            if self.ctx.holds(digest) or digest in self.arriving:
+                del self.wanted[digest]
+                continue
+            sources = self._sources(digest)
+            if not sources or self._asked.get(digest, 0) > now:
+                continue
+            if record.size <= SMALL_BYTES or not self.members.peers[sources[0]].address:
+                batch = asks.setdefault(sources[0], [])
+                if len(batch) < ASK_COUNT:
+                    batch.append(digest)
+                    self._asked[digest] = now + ASK_MS
+            elif running < self.ctx.routing.max_concurrent_syncs and len(self.incoming) < INCOMING_MAX:
+                running += 1
+                self._begin_fetch(record, 0)
+        for node in sorted(asks):
+            self._transfer += 1
+            self.ctx.send(node, m.Ask(self._transfer, tuple(asks[node])))
+
+    def _begin_fetch(self, record: Record, request: int) -> None:
+        self._transfer += 1
+        self.wanted.pop(record.digest, None)
+        incoming = Incoming(self.ctx.node, self._transfer, [record], [""], self.ctx.now_ms, request)
+        self.incoming[incoming.key] = incoming
+        self.arriving[record.digest] = incoming.key
+        self.ctx.emit(Reserve(self.ctx.node, self._transfer, (Parcel(record),)))
+
+    def _start_fetch(self, incoming: Incoming) -> None:
+        record = incoming.offered[0]
+        sources = self._sources(record.digest)
+        if incoming.accepted() and sources:
+            self.ctx.emit(Fetch(incoming.transfer, record, tuple(sources)))
+            return
+        self._fail_fetch(incoming, record, incoming.verdicts[0] or "no reachable node holds it")
+        self._close(incoming)
+
+    def _sources(self, digest: Digest) -> list[NodeId]:
+        """Live holders, in an order of our own, so that many fetchers do not all begin with the same one."""
+        nodes = {h.node for h in self.ctx.catalogue.holdings(digest)} & self.members.alive.keys()
+        return sorted(nodes, key=lambda node: (hash_order(node, self.ctx.node), node))
+
+    # --- arrival ---
+
+    def arrived(self, event: Arrived) -> None:
+        """The bytes stand verified in staging, or did not come. Publish what did."""
+        incoming = self.incoming.get((event.peer, event.transfer))
+        if incoming is None:
+            return
+        incoming.failed += [(record.digest, why) for record, why in event.failed]
+        if incoming.peer == self.ctx.node:
+            for record, why in event.failed:
+                self._fail_fetch(incoming, record, why)
+        if incoming.request and event.complete:
+            self.ctx.emit(Answer(incoming.request, "", incoming.offered[0]))
+            self._close(incoming)
+            return
+        allowed = {record.digest: record for record in incoming.accepted()}
+        complete = [allowed[record.digest] for record in event.complete if record.digest in allowed]
+        if complete:
+            self.publish(complete, incoming)
+        else:
+            self._finish(incoming)
+
+    def publish(self, records: list[Record], incoming: Incoming | None = None) -> None:
+        """Bring verified bytes under their final names; older versions and unsafe names into `.spore/versions/`."""
+        self._op += 1
+        self._publishing[self._op] = incoming
+        self.ctx.emit(Publish(self._op, tuple(Publication(record, self._path(record)) for record in records)))
+
+    def _path(self, record: Record) -> str | None:
+        kind = self.ctx.kind(record.name)
+        newest = next((v for v in self.ctx.versions(record.name) if v.state is State.LIVE), None)
+        if kind is None or (newest is not None and newest.order > record.order):
+            return None
+        if kind.snapshot and record.origin == self.ctx.node:
+            return None  # its path is that of the live database
+        return publication_path(record.name, record.origin, self.ctx.node, kind.namespace == "node")
+
+    def published(self, event: Published) -> None:
+        """The files have their names: commit the holdings, and only then tell anybody."""
+        incoming = self._publishing.pop(event.op, None)
+        places = [place for _, place in event.done] + [place for _, place in event.moved]
+        records = [record for record, _ in event.done]
+        holdings = tuple(self.ctx.holding(digest, True) for digest in dict.fromkeys(r.digest for r in records))
+        news = tuple(record for record in records if not self.ctx.knows_record(record))
+        rows = Rows(news, holdings)
+        if incoming is not None:
+            incoming.failed += [(record.digest, why) for record, why in event.failed]
+        for record, why in event.failed:
+            self.ctx.report("warning", "not_published", f"{record.name} was not published: {why}")
+        batch = Batch(rows, tuple(places), forget_places=_left(event.moved, places))
+        self.ctx.commit(
+            batch, lambda: self._committed(rows, records, incoming), lambda error: self._uncommitted(incoming, error)
+        )
+
+    def _committed(self, rows: Rows, records: list[Record], incoming: Incoming | None) -> None:
+        self.tell(rows)
+        if incoming is not None:
+            incoming.holdings += rows.holdings
+            self._finish(incoming)
+        for record in records:
+            if incoming is None:
+                self._own_published(record)
+
+    def _uncommitted(self, incoming: Incoming | None, error: str) -> None:
+        self.ctx.report("error", "commit_failed", f"received artifacts are not recorded and will come again: {error}")
+        if incoming is not None:
+            self._finish(incoming)
+
+    def _finish(self, incoming: Incoming) -> None:
+        """End a transfer: receipts for what is committed, reasons for the rest."""
+        if incoming.peer != self.ctx.node:
+            told = {h.digest for h in incoming.holdings}
+            failed = dict(incoming.failed)
+            for record in incoming.accepted():
+                if record.digest not in told:
+                    failed.setdefault(record.digest, "the stream ended without it")
+            receipt = m.Receipt(incoming.transfer, tuple(incoming.holdings), tuple(failed.items()))
+            self.ctx.send(incoming.peer, receipt)
+        self._close(incoming)
+
+    def _fail_fetch(self, incoming: Incoming, record: Record, why: str) -> None:
+        if incoming.request:
+            self.ctx.emit(Answer(incoming.request, f"{record.name} could not be fetched: {why}", record))
+            return
+        self.ctx.report("warning", "fetch_failed", f"{record.name} was not fetched and will be tried again: {why}")
+        self.wanted[record.digest] = (record, self.ctx.now_ms + RETRY_MS)
+
+    def _close(self, incoming: Incoming) -> None:
+        self.incoming.pop(incoming.key, None)
+        for record in incoming.offered:
+            if self.arriving.get(record.digest) == incoming.key:
+                del self.arriving[record.digest]
+        self.ctx.emit(Unreserve(incoming.peer, incoming.transfer))
+
+    # --- upkeep ---
+
+    def session_down(self, peer: NodeId) -> None:
+        """Offers not yet being received are void; running streams end by themselves and keep what they verified."""
+        for digest in [d for d, key in self.arriving.items() if key[0] == peer]:
+            self._asked.pop(digest, None)
+
+    def tick(self) -> None:
+        now = self.ctx.now_ms
+        for incoming in list(self.incoming.values()):
+            if now - incoming.started_ms > INCOMING_MS_MAX and incoming not in self._publishing.values():
+                self._close(incoming)
+        for digest in [d for d, until in self._asked.items() if until <= now]:
+            del self._asked[digest]
+        self.pump()
+
+
+def hash_order(node: NodeId, own: NodeId) -> int:
+    """A stable order of peers that differs from node to node."""
+    return int.from_bytes(blake2b(f"{node}\0{own}".encode(), digest_size=4).digest(), "big")
+
+
+def _left(moved: tuple[tuple[str, Place], ...], places: list[Place]) -> tuple[str, ...]:
+    """Paths that were moved away from and are not taken again by a new place."""
+    taken = {place.path for place in places}
+    return tuple(path for path, _ in moved if path not in taken)

@@ -1,0 +1,389 @@
+"""The replica: one node's decisions, composed. `handle(event, now_ms)` returns effects; it is the only way in.
+
+Every branch on *what happened* is in this file; the machines beside it decide what follows. They share a `Context`
+and call each other only through what is wired here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from random import Random
+from typing import Any
+
+from protocol import events as e
+from protocol import messages as m
+from protocol.accepting import Accepting
+from protocol.catalogue import Catalogue
+from protocol.context import Context
+from protocol.debts import Debt, Debts
+from protocol.effects import Answer, Effects, Entry, Exit, Hangup, Inline, Release, Scan, SetTimer, Unlink
+from protocol.fleet import RESERVED_KIND, Fleet
+from protocol.membership import Membership
+from protocol.receiving import Receiving
+from protocol.retention import Retention
+from protocol.sending import Sending
+from protocol.spreading import Spreading
+from protocol.values import Batch, NodeId, Presence, Record, Rows, State, StoreId
+
+TICK_MS = 1_000  # time-outs, dials, retention and retries are looked at this often
+HEAL_MS = 5_000  # after a failed commit, an empty one probes the disk this often
+SWEEP_PAGE = 500  # records looked at per event: 20 ms of work
+SWEEP_FIRST_MS = 15_000  # after boot: peers have connected, and what they push has come
+REPAIR_GRACE_MS = 60_000  # a node away for less is not worth copying its artifacts for
+TRANSFERS_PER_BOOT = 1 << 32  # transfer numbers of one life never meet those of the next
+START = ("", 0, "")
+
+
+class Replica:
+    """One node's core. Holds what is under way; everything lasting is in the catalogue and the WAL."""
+
+    def __init__(
+        self, node: NodeId, store: StoreId, fleet: Fleet, catalogue: Catalogue, random: Random, boot: int
+    ) -> None:
+        self.ctx = ctx = Context(node, store, fleet, catalogue)
+        self.boot = boot
+        self.members = Membership(ctx)
+        self.debts = Debts(ctx, self.members, self._settled)
+        self.sending = Sending(ctx, self.members, self.debts)
+        self.retention = Retention(ctx, self.debts, self._tell)
+        self.spreading = Spreading(ctx, self.members, random, self._heard, self.retention.beyond)
+        self.receiving = Receiving(ctx, self.members, self.debts, self._tell)
+        self.accepting = Accepting(ctx, self.debts, self._tell, self._owe)
+        self.receiving.on_own_published(self._own_published)
+        self.sending.start_from(boot * TRANSFERS_PER_BOOT)
+        self.receiving.start_from(boot * TRANSFERS_PER_BOOT)
+        self._leaving: e.Flush | None = None
+        self._flushes: list[e.Flush] = []
+        self._exited = False
+        self._sweeping = 0  # the operation number of the running sweep, 0 when none runs
+        self._sweep_op = 0
+        self._sweep_due_ms = 0
+        self._heal_due_ms = 0
+        self._healing = False
+        self._handlers: dict[type, Callable[[Any], None]] = {
+            e.Boot: self._boot,
+            e.Put: self.accepting.put,
+            e.Remove: self.accepting.remove,
+            e.Declare: self.accepting.declare,
+            e.Await: self.accepting.await_copies,
+            e.Want: self._want,
+            e.Cancel: lambda event: self.debts.cancel(event.request),
+            e.Durable: lambda event: self._durable(event.upto),
+            e.DurableFailed: self._durable_failed,
+            e.SessionUp: self._session_up,
+            e.SessionDown: lambda event: self._session_down(event.peer, event.why),
+            e.DialFailed: lambda event: self.members.dial_failed(event.peer),
+            e.Received: self._received,
+            e.Reserved: self.receiving.reserved,
+            e.Uploaded: lambda event: self.sending.uploaded(event.transfer, event.error),
+            e.Arrived: self.receiving.arrived,
+            e.Published: self.receiving.published,
+            e.Withdrawn: self.accepting.withdrawn,
+            e.DiskChanged: self._disk_changed,
+            e.FleetChanged: self._fleet_changed,
+            e.Timer: lambda event: self._tick(),
+            e.Scanned: self._scanned,
+            e.Flush: self._flush,
+        }
+
+    def handle(self, event: e.Event, now_ms: int) -> Effects:
+        """Everything that follows from one event, in the order in which it is to be started."""
+        self.ctx.now_ms = now_ms
+        self._handlers[type(event)](event)
+        self.sending.pump()
+        out, self.ctx.out = self.ctx.out, []
+        return out
+
+    def hello(self) -> m.Hello:
+        """What this node says first on a new session."""
+        return self.members.hello(self.boot)
+
+    # --- life ---
+
+    def _boot(self, event: e.Boot) -> None:
+        self.ctx.clock.restate(event.last_hlc)
+        self.members.boot()
+        for entry in event.pending:
+            self.ctx.clock.restate(min(entry.record.hlc, event.last_hlc) or entry.record.hlc)
+            self._restore(entry)
+        self._sweep_due_ms = self.ctx.now_ms + SWEEP_FIRST_MS
+        self.ctx.emit(SetTimer("tick", self.ctx.now_ms + TICK_MS))
+
+    def _restore(self, entry: Entry) -> None:
+        """An artifact accepted in an earlier life and not released: its row may be lost, its promise is not."""
+        record = entry.record
+        if self.retention.beyond(record):
+            self.ctx.emit(Release((record,)))
+        elif self.ctx.catalogue.record(record.key) is None:
+            places = (entry.source.place,) if not isinstance(entry.source, Inline) else ()
+            private = tuple(place for place in places if place.private)
+            holdings = (self.ctx.holding(record.digest, True),) if private and not self.ctx.excluded else ()
+            rows = Rows((record,), holdings)
+            self.ctx.commit(Batch(rows, places), lambda: self._restored(record, rows))
+        else:
+            self._owe(record)
+
+    def _restored(self, record: Record, rows: Rows) -> None:
+        self._tell(rows)
+        self._owe(record)
+
+    def _tick(self) -> None:
+        now = self.ctx.now_ms
+        self.ctx.emit(SetTimer("tick", now + TICK_MS))
+        self.members.tick()
+        self.debts.tick()
+        self.sending.tick()
+        self.receiving.tick()
+        self.retention.tick()
+        self.spreading.tick()
+        self._state_debt()
+        self._sweep_if_due()
+        self._heal()
+        self._leave_if_done()
+
+    def _state_debt(self) -> None:
+        own = self.debts.own_open()
+        self.members.state(at_risk_count=len(own), at_risk_bytes=sum(debt.record.size for debt in own))
+        batch = self.members.restatement()
+        if batch is not None:
+            self.ctx.commit(batch, lambda: self.spreading.tell(batch.rows))
+
+    # --- what was committed ---
+
+    def _tell(self, rows: Rows) -> None:
+        self.spreading.tell(rows)
+
+    def _heard(self, rows: Rows) -> None:
+        """Rows are committed, ours or a peer's: everybody concerned looks at them."""
+        for member in rows.members:
+            self.members.heard(member)
+        for record in rows.records:
+            self.retention.committed(record)
+            self._note_declared(record)
+        for holding in rows.holdings:
+            for debt in self.debts.heard(holding):
+                self.sending.plan(debt)
+        self._consider(rows)
+
+    def _consider(self, rows: Rows) -> None:
+        """New bytes somewhere: should they lie here too?"""
+        seen = set()
+        for holding in rows.holdings:
+            if holding.present and holding.node != self.ctx.node and holding.digest not in seen:
+                seen.add(holding.digest)
+                for record in self.ctx.catalogue.sharers(holding.digest):
+                    self.receiving.consider(record)
+        for record in rows.records:
+            if record.origin != self.ctx.node and record.digest not in seen:
+                self.receiving.consider(record)
+
+    def _note_declared(self, record: Record) -> None:
+        prefix = f"{RESERVED_KIND}/revoked/"
+        if record.name.startswith(prefix) and record.state is State.LIVE:
+            node = record.name.removeprefix(prefix)
+            self.ctx.report("warning", "revoked", f"the certificate of {node} is revoked by {record.origin}")
+            if node in self.members.alive:
+                self.ctx.emit(Hangup(node, "its certificate is revoked"))
+
+    def _owe(self, record: Record) -> None:
+        debt = self.debts.add(record, own=record.origin == self.ctx.node)
+        if debt is not None:
+            self.sending.plan(debt)
+
+    def _settled(self, debt: Debt) -> None:
+        """K receipts are committed: the WAL entry may go, and the artifact takes its final path here."""
+        record = debt.record
+        if debt.own:
+            self.ctx.emit(Release((record,)))
+            self._settle_places(record)
+        self.retention.committed(record)
+
+    def _settle_places(self, record: Record) -> None:
+        """Bytes that came by the CLI are published now; private copies beside a watched file are dropped."""
+        places = self.ctx.catalogue.places(record.digest)
+        private = tuple(place for place in places if place.private)
+        if self.ctx.excluded:
+            self._forget(private)
+        elif len(private) == len(places):
+            kind = self.ctx.kind(record.name)
+            if kind is not None and not (kind.snapshot and private):
+                self.receiving.publish([record])
+        elif private and not self._needed_privately(record):
+            self._forget(private)
+
+    def _needed_privately(self, record: Record) -> bool:
+        """A snapshot's private copy is the artifact itself."""
+        kind = self.ctx.kind(record.name)
+        return kind is not None and kind.snapshot is not None
+
+    def _forget(self, places: tuple) -> None:  # type: ignore[type-arg]
+        if places:
+            self.ctx.commit(
+                Batch(forget_places=tuple(place.path for place in places)), lambda: self.ctx.emit(Unlink(places))
+            )
+
+    def _own_published(self, record: Record) -> None:
+        """The final path stands: the private copy it was made from is no longer needed."""
+        if record.origin == self.ctx.node and record.key not in self.debts.open:
+            places = self.ctx.catalogue.places(record.digest)
+            private = tuple(place for place in places if place.private)
+            if len(private) < len(places) and not self._needed_privately(record):
+                self._forget(private)
+
+    # --- durability of our own writes ---
+
+    def _durable(self, upto: int) -> None:
+        self.ctx.durable(upto)
+        if not self.accepting.healthy:
+            self.accepting.healthy = True
+            self.ctx.report("info", "disk_recovered", "the disk takes writes again")
+
+    def _durable_failed(self, event: e.DurableFailed) -> None:
+        """Nothing of the group was told. Accept nothing more until a probe reaches the disk."""
+        self.accepting.healthy = False
+        self._healing = False
+        self._heal_due_ms = self.ctx.now_ms + HEAL_MS
+        self.ctx.report(
+            "error", "disk_failed", f"the disk does not take writes: {event.error}; nothing is accepted until it does"
+        )
+        self.ctx.failed(event.first, event.upto, event.error)
+
+    def _heal(self) -> None:
+        if not self.accepting.healthy and not self._healing and self.ctx.now_ms >= self._heal_due_ms:
+            self._healing = True
+            self.ctx.commit(Batch(), lambda: None)
+
+    def _disk_changed(self, event: e.DiskChanged) -> None:
+        self.accepting.room = event.local
+        self.members.state(
+            accepting=event.accepting and not self.receiving.stopping,
+            capacity_bytes=event.capacity_bytes,
+            used_bytes=event.used_bytes,
+        )
+        self._state_debt()
+
+    def _fleet_changed(self, event: e.FleetChanged) -> None:
+        self.ctx.fleet = event.fleet
+        self.members.fleet_changed()
+        self.debts.recount()
+        self._state_debt()
+
+    # --- peers ---
+
+    def _session_up(self, event: e.SessionUp) -> None:
+        self.members.session_up(event.peer, event.hello)
+        self.ctx.report("info", "peer_up", f"{event.peer} is connected")
+        self.spreading.session_up(event.peer, event.hello)
+        self.debts.recount()
+        self.sending.replan_all()
+
+    def _session_down(self, peer: NodeId, why: str) -> None:
+        self.members.session_down(peer, why)
+        self.sending.session_down(peer)
+        self.receiving.session_down(peer)
+        self.debts.recount()
+
+    def _received(self, event: e.Received) -> None:
+        peer, message = event.peer, event.message
+        if peer not in self.members.alive:
+            return  # it said goodbye, or its session has just ended: whatever was in flight is void
+        match message:
+            case m.RowsMessage():
+                self.spreading.received(peer, message.rows)
+            case m.Fold():
+                self.spreading.fold(peer, message)
+            case m.Offer():
+                self.receiving.offered(peer, message)
+            case m.Take():
+                self.sending.taken(peer, message)
+            case m.Receipt():
+                self.spreading.received(peer, Rows(holdings=message.holdings))
+                self.sending.receipted(peer, message)
+            case m.Ask():
+                self.sending.asked(peer, message)
+            case m.Goodbye():
+                self.members.goodbye(peer)
+                self._session_down(peer, "it said goodbye")
+                self.ctx.emit(Hangup(peer, "it said goodbye"))
+            case m.Hello():
+                pass  # the session layer has read it; a second one says nothing new
+
+    def _want(self, event: e.Want) -> None:
+        self.receiving.fetch_for_user(event.request, event.record)
+
+    # --- the sweep: what events missed ---
+
+    def _sweep_if_due(self) -> None:
+        if self._sweeping or self.ctx.now_ms < self._sweep_due_ms:
+            return
+        self._sweep_op += 1
+        self._sweeping = self._sweep_op
+        self.ctx.emit(Scan(self._sweep_op, START, SWEEP_PAGE))
+
+    def _scanned(self, event: e.Scanned) -> None:
+        if event.op != self._sweeping:
+            return
+        for record, _ in event.page:
+            self._examine(record)
+        if event.last or not event.page:
+            self._sweeping = 0
+            self._sweep_due_ms = self.ctx.now_ms + int(self.ctx.routing.auto_sync_interval_seconds * 1000)
+            return
+        self.ctx.emit(Scan(event.op, event.page[-1][0].key, SWEEP_PAGE))
+
+    def _examine(self, record: Record) -> None:
+        """One committed record: is it owed, wanted here, or left with too few copies by a dead origin?"""
+        self.retention.committed(record)
+        if record.state is not State.LIVE or record.kind == RESERVED_KIND or self.retention.beyond(record):
+            return
+        if record.key in self.debts.open or self.debts.enough(record, 0, 0):
+            self.receiving.consider(record)
+        elif self._can_send(record) and (record.origin == self.ctx.node or self._repairs(record)):
+            self._owe(record)
+        else:
+            self.receiving.consider(record)
+
+    def _can_send(self, record: Record) -> bool:
+        return self.ctx.holds(record.digest) or bool(self.ctx.catalogue.places(record.digest))
+
+    def _repairs(self, record: Record) -> bool:
+        """The origin is away for long: of the live holders, the first in name order makes the missing copies."""
+        if self.members.gone_ms(record.origin) < REPAIR_GRACE_MS:
+            return False
+        holders = [h.node for h in self.ctx.catalogue.holdings(record.digest) if self.members.is_alive(h.node)]
+        return bool(holders) and min(holders) == self.ctx.node
+
+    # --- flushing and leaving ---
+
+    def _flush(self, event: e.Flush) -> None:
+        """Push what is at risk now; with `leave`, this is the last thing this node does."""
+        if event.leave:
+            self._leaving = event
+            self.accepting.stopping = self.receiving.stopping = True
+            self.members.state(accepting=False)
+            self.sending.smallest_first()
+        else:
+            self._flushes.append(event)
+        self.sending.replan_all()
+        self._leave_if_done()
+        if event.leave and not self._exited:
+            self.ctx.emit(SetTimer("flush", min(event.deadline_ms, self.ctx.now_ms + 50)))
+
+    def _leave_if_done(self) -> None:
+        own = self.debts.own_open()
+        hopeless = not self.members.alive
+        for flush in list(self._flushes):
+            if not own or hopeless or self.ctx.now_ms >= flush.deadline_ms:
+                self._flushes.remove(flush)
+                left = f"{len(own)} artifacts are still at risk; `spore risk` says why" if own else ""
+                self.ctx.emit(Answer(flush.request, left, copies=len(own), durable=not own))
+        if self._leaving is None or self._exited:
+            return
+        if own and not hopeless and self.ctx.now_ms < self._leaving.deadline_ms:
+            self.ctx.emit(SetTimer("flush", self.ctx.now_ms + 50))
+            return
+        self._exited = True
+        self.members.state(presence=Presence.LEFT)
+        for peer in sorted(self.members.alive):
+            self.ctx.send(peer, m.Goodbye(f"{len(own)} artifacts at risk" if own else "nothing at risk"))
+        self.ctx.emit(Exit(tuple(debt.record for debt in own)))

@@ -1,0 +1,100 @@
+"""Which versions a name keeps, and what becomes of the bytes of those it does not.
+
+By rule, without tombstones: a version is dropped once at least `versions` newer ones of its name exist and the newest
+of all is durable. A tombstone drops every version below it. Each node applies the rule to what it has committed, so
+that all end with the same rows; bytes go only when no kept record shares their digest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from protocol.context import Context
+from protocol.debts import Debts
+from protocol.effects import Release, Unlink
+from protocol.values import Batch, Digest, Place, Record, Rows, State
+
+TOMBSTONE_MS = 120 * 24 * 3600 * 1000  # tombstones outlive every certificate (at most 90 days)
+NAMES_PER_TICK = 500  # names looked at each second: the rest waits a second longer
+
+
+class Retention:
+    """Keeps a list of names whose versions may be too many, and drops what the rule says."""
+
+    def __init__(self, ctx: Context, debts: Debts, tell: Callable[[Rows], None]) -> None:
+        self.ctx = ctx
+        self.debts = debts
+        self.tell = tell
+        self._names: dict[str, None] = {}
+
+    def committed(self, record: Record) -> None:
+        """A record was committed: its name may now have a version too many."""
+        self._names[record.name] = None
+
+    def beyond(self, record: Record) -> bool:
+        """Whether the rule has dropped (or would drop) this record: then hearing of it again changes nothing."""
+        versions = self.ctx.versions(record.name)
+        return any(v.key == record.key for v in self._to_drop([*versions, record]))
+
+    def tick(self) -> None:
+        for name in list(self._names)[:NAMES_PER_TICK]:
+            del self._names[name]
+            versions = list(self.ctx.catalogue.versions(name))
+            drops = self._to_drop(versions)
+            if drops:
+                self._drop(drops, versions)
+            if self._may_drop_later(name, len(versions) - len(drops)):
+                self._names[name] = None
+
+    def _may_drop_later(self, name: str, left: int) -> bool:
+        kind = self.ctx.kind(name)
+        return left > (kind.versions if kind else 1)
+
+    def _to_drop(self, versions: list[Record]) -> list[Record]:
+        ranked = sorted({v.key: v for v in versions}.values(), key=lambda v: v.order, reverse=True)
+        for index, version in enumerate(ranked):
+            if version.state is State.DELETED:
+                return ranked[index + 1 :] + self._superseded(ranked[:index])
+        return self._superseded(ranked)
+
+    def _superseded(self, ranked: list[Record]) -> list[Record]:
+        """Versions beyond the kind's count, if the newest is durable (records without bytes always are)."""
+        if not ranked:
+            return []
+        kind = self.ctx.kind(ranked[0].name)
+        keep = kind.versions if kind else 1
+        newest = ranked[0]
+        if len(ranked) <= keep or (kind is not None and not self.debts.enough(newest, 0, 0)):
+            return []
+        return ranked[keep:]
+
+    def _drop(self, drops: list[Record], versions: list[Record]) -> None:
+        dropped = {record.key for record in drops}
+        gone: list[Place] = []
+        digests: list[Digest] = []
+        for digest in dict.fromkeys(record.digest for record in drops if record.state is State.LIVE):
+            kept = any(r.key not in dropped for r in self.ctx.catalogue.sharers(digest))
+            if not kept:
+                digests.append(digest)
+                gone += self.ctx.catalogue.places(digest)
+        withdrawn = tuple(self.ctx.holding(digest, False) for digest in digests if self._own_statement(digest))
+        rows = Rows(holdings=withdrawn)
+        removable = tuple(place for place in gone if place.private or self._published_by_us(place, versions))
+
+        def done() -> None:
+            self.tell(rows)
+            self.ctx.emit(Unlink(removable))
+
+        for record in drops:
+            if self.debts.drop(record.key) is not None:
+                self.ctx.report("info", "superseded", f"{record.name}: an older version is dropped before it was sent")
+        self.ctx.emit(Release(tuple(r for r in drops if r.origin == self.ctx.node)))
+        forget = tuple(place.path for place in gone)
+        self.ctx.commit(Batch(rows, forget_records=tuple(r.key for r in drops), forget_places=forget), done)
+
+    def _own_statement(self, digest: Digest) -> bool:
+        return any(h.node == self.ctx.node for h in self.ctx.catalogue.holdings(digest))
+
+    def _published_by_us(self, place: Place, versions: list[Record]) -> bool:
+        """Superseded versions give up their private copies only; an explicit delete also removes the named file."""
+        return bool(versions) and versions[0].state is State.DELETED

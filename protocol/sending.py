@@ -1,0 +1,260 @@
+"""Pushing bytes: which debts are offered to whom, in what order, and what happens when a peer refuses or dies.
+
+A push is: Offer → Take → Upload → Receipt. Small artifacts travel many to an offer; a large one travels alone, so
+that it never delays the small ones. A refusal or a failure sends the debt to the next eligible store at once, and the
+one that refused is asked again later: nobody is unhealthy for ever.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from itertools import islice
+
+from protocol.context import Context
+from protocol.debts import Debt, Debts
+from protocol.effects import Upload
+from protocol.membership import Membership
+from protocol.messages import BUSY, HAVE, Ask, Offer, Receipt, Take
+from protocol.placement import targets
+from protocol.values import NodeId, Parcel, Record, RecordKey
+
+SMALL_BYTES = 1 << 20  # up to one chunk an artifact travels in a batch
+BATCH_BYTES = 8 << 20  # of small artifacts in one offer: 0.2 s at 400 Mbit/s, so that receipts keep flowing
+BATCH_COUNT = 1_000  # of small artifacts in one offer: one group commit at the receiver
+OFFERS_PER_PEER = 4  # under way to one peer: batches overlap, so that neither side idles while the other syncs
+LARGE_PER_PEER = 2  # of those, large ones
+TAKE_MS_MAX = 30_000  # an offer unanswered for this long was lost
+RECEIPT_MS_MAX = 120_000  # from the last byte to the receipt: fsync of a large file on a slow disk
+BUSY_MS = 500  # a busy receiver is asked again after this
+REFUSED_MS = 10_000  # any other refusal or failure
+REPLANS_PER_TICK = 1_000  # debts looked at again each second: 30 ms of work
+UPLOAD_BYTES_PER_SECOND_MIN = 16_384  # slower than this is a stalled peer; the driver's watchdog is stricter
+
+
+@dataclass(slots=True)
+class Outgoing:
+    """One offer under way."""
+
+    transfer: int
+    peer: NodeId
+    records: list[Record]
+    deadline_ms: int
+    large: bool
+    asked: bool = False  # it answers an Ask: no debt depends on it
+    uploading: bool = False
+
+
+@dataclass(slots=True)
+class Lane:
+    """What waits to be offered to one peer."""
+
+    small: deque[RecordKey] = field(default_factory=deque)
+    large: deque[RecordKey] = field(default_factory=deque)
+    offers: dict[int, Outgoing] = field(default_factory=dict)
+
+
+class Sending:
+    """Turns open debts into offers and uploads."""
+
+    def __init__(self, ctx: Context, members: Membership, debts: Debts) -> None:
+        self.ctx = ctx
+        self.members = members
+        self.debts = debts
+        self.lanes: dict[NodeId, Lane] = {}
+        self._transfer = 0
+        self._unplanned: dict[RecordKey, None] = {}
+
+    def start_from(self, transfer: int) -> None:
+        """Number transfers above those of earlier lives, so that a late answer is never taken for a new one's."""
+        self._transfer = max(self._transfer, transfer)
+
+    # --- planning ---
+
+    def plan(self, debt: Debt) -> None:
+        """Queue the artifact for every store that is still needed and not asked yet."""
+        now = self.ctx.now_ms
+        around = self.debts.pool_of(debt.record)
+        busy = {node for node, (until, _) in debt.refused.items() if until > now}
+        ranked = [seat for seat in around.seats if seat.node not in busy]
+        have = list(debt.receipts.values()) + [seat for seat in around.seats if seat.node in debt.asked]
+        chosen = targets(ranked, around.copies, around.domains, have)
+        for seat in chosen:
+            debt.asked.add(seat.node)
+            lane = self.lanes.setdefault(seat.node, Lane())
+            (lane.small if debt.record.size <= SMALL_BYTES else lane.large).append(debt.record.key)
+        if not debt.asked:
+            self._unplanned[debt.record.key] = None
+
+    def replan(self) -> None:
+        """Look again at every debt that is asked of nobody: somebody may have come, or may be asked again."""
+        if not self.members.seats():
+            return
+        for key in list(islice(self._unplanned, REPLANS_PER_TICK)):
+            del self._unplanned[key]
+            debt = self.debts.open.get(key)
+            if debt is not None:
+                self.plan(debt)
+
+    def replan_all(self) -> None:
+        """A new peer may be needed by debts that are asked of too few."""
+        for debt in list(self.debts.open.values()):
+            self.plan(debt)
+
+    def smallest_first(self) -> None:
+        """Before leaving: as many artifacts as possible, so the smallest first."""
+        for lane in self.lanes.values():
+            for queue in (lane.small, lane.large):
+                ordered = sorted(queue, key=self._size_of)
+                queue.clear()
+                queue.extend(ordered)
+
+    def _size_of(self, key: RecordKey) -> int:
+        debt = self.debts.open.get(key)
+        return debt.record.size if debt else 0
+
+    # --- offering ---
+
+    def pump(self) -> None:
+        """Offer what is queued, as far as each peer's lane has room."""
+        for node in sorted(self.lanes):
+            if node in self.members.alive:
+                self._pump_lane(node, self.lanes[node])
+
+    def _pump_lane(self, node: NodeId, lane: Lane) -> None:
+        while lane.small and len(lane.offers) < OFFERS_PER_PEER:
+            self._offer(node, lane, self._gather(lane.small), large=False)
+        large = sum(offer.large for offer in lane.offers.values())
+        while lane.large and len(lane.offers) < OFFERS_PER_PEER and large < self._large_max():
+            records = self._gather(lane.large, count_max=1)
+            self._offer(node, lane, records, large=True)
+            large += bool(records)
+
+    def _large_max(self) -> int:
+        return min(LARGE_PER_PEER, self.ctx.routing.max_concurrent_syncs)
+
+    def _gather(self, queue: deque[RecordKey], count_max: int = BATCH_COUNT) -> list[Record]:
+        records: list[Record] = []
+        size = 0
+        while queue and len(records) < count_max and (size < BATCH_BYTES or not records):
+            debt = self.debts.open.get(queue.popleft())
+            if debt is not None:
+                records.append(debt.record)
+                size += debt.record.size
+        return records
+
+    def _offer(self, node: NodeId, lane: Lane, records: list[Record], large: bool, answers: int = 0) -> None:
+        if not records:
+            return
+        self._transfer += 1
+        deadline = self.ctx.now_ms + TAKE_MS_MAX
+        lane.offers[self._transfer] = Outgoing(self._transfer, node, records, deadline, large, bool(answers))
+        parcels = tuple(Parcel(record) for record in records)
+        self.ctx.send(node, Offer(self._transfer, parcels, answers))
+
+    def asked(self, peer: NodeId, ask: Ask) -> None:
+        """A peer asks for bytes: offer what we hold of it."""
+        lane = self.lanes.setdefault(peer, Lane())
+        records = []
+        for digest in ask.digests:
+            sharers = self.ctx.catalogue.sharers(digest)
+            if sharers and self.ctx.holds(digest):
+                records.append(sharers[0])
+        small = [record for record in records if record.size <= SMALL_BYTES]
+        self._offer(peer, lane, small, False, ask.transfer)
+        for record in records:
+            if record.size > SMALL_BYTES:
+                self._offer(peer, lane, [record], True, ask.transfer)
+
+    # --- answers ---
+
+    def taken(self, peer: NodeId, take: Take) -> None:
+        offer = self._find(peer, take.transfer)
+        if offer is None or offer.uploading or len(take.refused) != len(offer.records):
+            return
+        parcels = []
+        kept = []
+        for record, refusal, missing in zip(offer.records, take.refused, take.missing, strict=True):
+            if refusal:
+                self._refused(peer, record, refusal)
+            else:
+                parcels.append(Parcel(record, missing))
+                kept.append(record)
+        if not parcels:
+            self._close(peer, take.transfer)
+            return
+        offer.records, offer.uploading = kept, True
+        size = sum(record.size for record in kept)
+        offer.deadline_ms = self.ctx.now_ms + RECEIPT_MS_MAX + size * 1000 // UPLOAD_BYTES_PER_SECOND_MIN
+        self.ctx.emit(Upload(take.transfer, peer, tuple(parcels)))
+
+    def uploaded(self, transfer: int, error: str) -> None:
+        """The stream ended. After an error nothing is assumed: what arrived shows as receipts.""" for peer in sorted(self.lanes):
+            offer = self.lanes[peer].offers.get(transfer)
+            if offer is not None and error:
+                self._fail(peer, transfer, error)
+            elif offer is not None:
+                offer.deadline_ms = self.ctx.now_ms + RECEIPT_MS_MAX
+
+    def receipted(self, peer: NodeId, receipt: Receipt) -> None:
+        """The receiver is done; its holdings are being committed here. What it did not get is offered again."""
+        offer = self._close(peer, receipt.transfer)
+        if offer is None:
+            return
+        got = {holding.digest for holding in receipt.holdings}
+        reasons = dict(receipt.failed)
+        for record in offer.records:
+            if record.digest not in got:
+                self._refused(peer, record, reasons.get(record.digest, "the transfer ended without it"))
+
+    def session_down(self, peer: NodeId) -> None:
+        """Whatever was queued for, or under way to, this peer goes to the next."""
+        lane = self.lanes.pop(peer, None)
+        if lane is None:
+            return
+        keys = [record.key for offer in lane.offers.values() for record in offer.records]
+        for key in dict.fromkeys([*keys, *lane.small, *lane.large]):
+            debt = self.debts.open.get(key)
+            if debt is not None:
+                debt.asked.discard(peer)
+                self.plan(debt)
+
+    def tick(self) -> None:
+        now = self.ctx.now_ms
+        for peer in sorted(self.lanes):
+            late = [t for t, offer in self.lanes[peer].offers.items() if now >= offer.deadline_ms]
+            for transfer in late:
+                self._fail(peer, transfer, "no answer in time")
+        self.replan()
+        self.pump()
+
+    def busy(self) -> bool:
+        return any(lane.offers or lane.small or lane.large for lane in self.lanes.values())
+
+    def _fail(self, peer: NodeId, transfer: int, why: str) -> None:
+        offer = self._close(peer, transfer)
+        if offer is None:
+            return
+        self.ctx.report("warning", "push_failed", f"{len(offer.records)} artifacts did not reach {peer}: {why}")
+        for record in offer.records:
+            self._refused(peer, record, why)
+
+    def _refused(self, peer: NodeId, record: Record, why: str) -> None:
+        debt = self.debts.open.get(record.key)
+        if debt is None:
+            return
+        debt.asked.discard(peer)
+        wait = BUSY_MS if why in (BUSY, HAVE) else REFUSED_MS
+        debt.refused[peer] = (self.ctx.now_ms + wait, why)
+        if why == BUSY or (why == HAVE and not debt.receipts):
+            self._unplanned[debt.record.key] = None  # the same store again, a little later
+        else:
+            self.plan(debt)
+
+    def _find(self, peer: NodeId, transfer: int) -> Outgoing | None:
+        lane = self.lanes.get(peer)
+        return lane.offers.get(transfer) if lane else None
+
+    def _close(self, peer: NodeId, transfer: int) -> Outgoing | None:
+        lane = self.lanes.get(peer)
+        return lane.offers.pop(transfer, None) if lane else None
