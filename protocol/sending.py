@@ -189,7 +189,8 @@ class Sending:
         self.ctx.emit(Upload(take.transfer, peer, tuple(parcels)))
 
     def uploaded(self, transfer: int, error: str) -> None:
-        """The stream ended. After an error nothing is assumed: what arrived shows as receipts.""" for peer in sorted(self.lanes):
+        """The stream ended. After an error nothing is assumed: what arrived shows as receipts."""
+        for peer in sorted(self.lanes):
             offer = self.lanes[peer].offers.get(transfer)
             if offer is not None and error:
                 self._fail(peer, transfer, error)
