@@ -1,0 +1,84 @@
+"""What the agent offers on its local socket: the methods, their arguments and their errors.
+
+`node/admin.py` reads requests and calls these; the agent implements them; tests put a fake in its place. Results are plain
+dictionaries with the stable JSON fields of docs/commands.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+Facts = dict[str, Any]
+
+EXIT_NOT_ACHIEVED = 1  # time-out, not durable, damage
+EXIT_USAGE = 2  # wrong usage or configuration
+
+
+class DoorError(Exception):
+    """A request that cannot be done: one sentence for the user, and the exit code of the command."""
+
+    def __init__(self, sentence: str, exit_code: int = EXIT_NOT_ACHIEVED) -> None:
+        super().__init__(sentence)
+        self.sentence = sentence
+        self.exit_code = exit_code
+
+
+@dataclass(frozen=True, slots=True)
+class PutRequest:
+    """One artifact from the CLI. `name` is the path part (the kind, and for per-node kinds the node, come before it)."""
+
+    kind: str
+    name: str
+    size: int
+    mode: int = 0o644
+    wait_copies: int = 0  # 0: answer when accepted
+    domains: int = 0
+    timeout_seconds: float = 0.0  # 0: wait for ever
+
+
+@dataclass(frozen=True, slots=True)
+class WaitRequest:
+    name: str
+    copies: int
+    domains: int = 0
+    timeout_seconds: float = 0.0
+
+
+class Door(Protocol):
+    """Every method may raise `DoorError`. A cancelled task cancels the request."""
+
+    async def put(self, request: PutRequest, content: bytes | AsyncIterator[bytes]) -> Facts: ...
+
+    async def get(self, name: str) -> tuple[Facts, AsyncIterator[bytes]]:
+        """Facts (name, digest, blake3, size, mode) and the verified bytes."""
+        ...
+
+    def ls(self, glob: str | None) -> AsyncIterator[Facts]: ...
+
+    async def where(self, name: str) -> Facts: ...
+
+    async def rm(self, name: str) -> Facts: ...
+
+    async def status(self, cluster: bool) -> Facts: ...
+
+    async def peers(self) -> list[Facts]: ...
+
+    async def risk(self) -> list[Facts]: ...
+
+    async def wait(self, request: WaitRequest) -> Facts: ...
+
+    async def flush(self, deadline_seconds: float) -> Facts: ...
+
+    def verify(self, rebuild: bool) -> AsyncIterator[Facts]:
+        """Progress (`done`, `total`, `bytes`), then one result with `"result": true`."""
+        ...
+
+    async def token(self, ttl_seconds: float, uses: int, ephemeral: bool) -> Facts: ...
+
+    async def revoke(self, node: str) -> Facts: ...
+
+    async def progress(self, name: str) -> Facts:
+        """How far the pushes of an artifact are: bytes done and total, rate, and why it stalls."""
+        ...
