@@ -11,11 +11,11 @@ from collections.abc import Callable
 from protocol.clock import scanned
 from protocol.context import Context
 from protocol.debts import Debts, Wait
-from protocol.effects import Answer, Entry, Kept
+from protocol.effects import Answer, Entry, Inline, Kept, Release
 from protocol.events import Await, Declare, Put, Remove, Withdrawn
 from protocol.fleet import RESERVED_KIND
 from protocol.names import NameRefused, check_name
-from protocol.values import NO_DIGEST, Batch, Place, Record, Rows, State
+from protocol.values import NO_DIGEST, Batch, Digest, Holding, Place, Record, RecordKey, Rows, State
 
 WAIT_DEFAULT = 0  # asks for as many copies as the kind's policy does
 
@@ -31,6 +31,7 @@ class Accepting:
         self.room = True  # the local disk has room to accept
         self.healthy = True  # the last group commit reached the disk
         self.stopping = False
+        self.inline: dict[RecordKey, None] = {}  # debts whose bytes stand in the WAL, whatever becomes of the file
 
     # --- puts ---
 
@@ -84,7 +85,8 @@ class Accepting:
             put.name, hlc, self.ctx.node, put.digest, put.blake3, put.size, put.mode, meta=tuple(sorted(put.meta))
         )
         places = _places(put)
-        rows = Rows((record,), self._holdings(put, places))
+        replaced = self._replaced(put)
+        rows = Rows((record,), self._holdings(put, places) + replaced)
         self.ctx.commit(
             Batch(rows, places),
             lambda: self._accepted(put, record, rows),
@@ -105,12 +107,24 @@ class Accepting:
             lambda error: self._refuse(put.request, f"{put.name} was not accepted: {error}"),
         )
 
-    def _holdings(self, put: Put, places: tuple[Place, ...]) -> tuple:  # type: ignore[type-arg]
+    def _holdings(self, put: Put, places: tuple[Place, ...]) -> tuple[Holding, ...]:
         if self.ctx.excluded or not places:
             return ()
         return (self.ctx.holding(put.digest, True),)
 
+    def _replaced(self, put: Put) -> tuple[Holding, ...]:
+        """The user's file held another digest until now: that one is withdrawn, unless it lies elsewhere too."""
+        before = self.ctx.catalogue.place(put.place.path) if put.place else None
+        if before is None or before.digest == put.digest or not self.ctx.holds(before.digest):
+            return ()
+        if any(place.path != before.path for place in self.ctx.catalogue.places(before.digest)):
+            return ()
+        return (self.ctx.holding(before.digest, False),)
+
     def _accepted(self, put: Put, record: Record, rows: Rows) -> None:
+        self._report_replaced(put, rows)
+        if isinstance(put.source, Inline):
+            self.inline[record.key] = None
         self.tell(rows)
         self.owe(record)
         self._answer(put, record)
@@ -195,20 +209,24 @@ class Accepting:
         def done() -> None:
             self.tell(rows)
             if not others:
-                self._report_loss(place, event.why)
+                self._report_loss(place.digest, event.why)
 
         self.ctx.commit(Batch(rows, forget_places=forget), done)
 
-    def _report_loss(self, place: Place, why: str) -> None:
+    def _report_replaced(self, put: Put, rows: Rows) -> None:
+        for holding in rows.holdings:
+            if not holding.present and put.place is not None:
+                self._report_loss(holding.digest, f"{put.place.path} was changed")
+
+    def _report_loss(self, digest: Digest, why: str) -> None:
         """An artifact accepted by reference and changed before it was durable is lost; say which, in so many words."""
-        for debt in list(self.debts.open.values()):
-            if debt.own and debt.record.digest == place.digest and not debt.receipts:
+        for debt in self.debts.of(digest):
+            if debt.own and not debt.receipts and debt.record.key not in self.inline:
                 self.ctx.report(
-                    "error",
-                    "lost",
-                    f"{debt.record.name} ({place.digest.hex()[:12]}) was lost before it was sent: {why}",
+                    "error", "lost", f"{debt.record.name} ({digest.hex()[:12]}) was lost before it was sent: {why}"
                 )
                 self.debts.drop(debt.record.key)
+                self.ctx.emit(Release((debt.record,)))
 
 
 def _places(put: Put) -> tuple[Place, ...]:

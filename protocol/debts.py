@@ -92,6 +92,10 @@ class Debts:
                 del self._by_digest[debt.record.digest]
         return debt
 
+    def of(self, digest: Digest) -> list[Debt]:
+        """The open debts for these bytes."""
+        return [self.open[key] for key in self._by_digest.get(digest, ())]
+
     def heard(self, holding: Holding) -> list[Debt]:
         """A holding was committed: count it. Returns the debts that are still open, to be planned anew."""
         still_open = []

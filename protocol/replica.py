@@ -112,6 +112,8 @@ class Replica:
     def _restore(self, entry: Entry) -> None:
         """An artifact accepted in an earlier life and not released: its row may be lost, its promise is not."""
         record = entry.record
+        if isinstance(entry.source, Inline):
+            self.accepting.inline[record.key] = None
         if self.retention.beyond(record):
             self.ctx.emit(Release((record,)))
         elif self.ctx.catalogue.record(record.key) is None:
@@ -121,7 +123,7 @@ class Replica:
             rows = Rows((record,), holdings)
             self.ctx.commit(Batch(rows, places), lambda: self._restored(record, rows))
         else:
-            self._owe(record)
+            self._restored(record, Rows())
 
     def _restored(self, record: Record, rows: Rows) -> None:
         self._tell(rows)
@@ -194,6 +196,7 @@ class Replica:
         """K receipts are committed: the WAL entry may go, and the artifact takes its final path here."""
         record = debt.record
         if debt.own:
+            self.accepting.inline.pop(record.key, None)
             self.ctx.emit(Release((record,)))
             self._settle_places(record)
         self.retention.committed(record)
