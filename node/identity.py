@@ -123,9 +123,7 @@ def init_identity(directory: Path, cluster: str, node: str, *, now: float) -> Id
     certificate = issue(ca_key, ca_pem, csr, node, ephemeral=False, now=now)
     directory.mkdir(parents=True, exist_ok=True)
     staged = directory / _NEW_FOLDER
-    if staged.exists():  # an earlier init was killed before it was done; nobody has seen its authority
-        shutil.rmtree(staged)
-    make_private_folder(staged)
+    make_private_folder(staged)  # perhaps left by an init that was killed: every file in it is written again
     for name, content in (
         (CA_CERTIFICATE, ca_pem),
         (CA_KEY, ca_key),

@@ -58,7 +58,7 @@ class CheckedContext(ssl.SSLContext):
     sslsocket_class = _CheckedSocket
     sslobject_class = _CheckedObject
 
-    def wrap_socket(  # noqa: PLR0917 - the signature is the ssl module's
+    def wrap_socket(
         self,
         sock: socket.socket,
         server_side: bool = False,

@@ -292,6 +292,29 @@ def test_joining_anew_replaces_an_identity_only_when_asked_to_and_never_an_issue
         begin_join(issuer.folder.parent, "a1", anew=True)
 
 
+def test_joining_anew_survives_a_crash_between_its_two_renames(
+    tmp_path: Path, issuer: Identity, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    join(tmp_path / "b", issuer, "b1")
+    rename = Path.rename
+
+    def killed(self: Path, target: Path) -> Path:
+        if self.name == "identity.joining":
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", killed)
+        with pytest.raises(KeyboardInterrupt):
+            join(tmp_path / "b", issuer, "b1", now=NOW + 5, anew=True)
+    with pytest.raises(IdentityError, match="spore join TOKEN"):
+        Identity.load(tmp_path / "b", now=NOW + 5)
+    pending = (tmp_path / "b" / "identity.joining" / "node.key").read_bytes()
+    again = join(tmp_path / "b", issuer, "b1", now=NOW + 9)
+    assert again.key_path.read_bytes() == pending
+    assert [path.name for path in (tmp_path / "b").iterdir()] == ["identity"]
+
+
 def test_a_renewed_certificate_takes_the_place_of_the_old(tmp_path: Path, issuer: Identity) -> None:
     joined = join(tmp_path / "b", issuer, "b1")
     renewed = issuer.issue(joined.renewal_csr(), "b1", ephemeral=False, now=NOW + 100, joined_at=joined.facts.joined_at)
