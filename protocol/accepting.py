@@ -15,7 +15,7 @@ from protocol.effects import Answer, Entry, Inline, Kept, Release
 from protocol.events import Await, Declare, Put, Remove, Withdrawn
 from protocol.fleet import RESERVED_KIND
 from protocol.names import NameRefused, check_name
-from protocol.values import NO_DIGEST, Batch, Digest, Holding, Place, Record, RecordKey, Rows, State
+from protocol.values import NO_DIGEST, Batch, Digest, Holding, Place, Record, Rows, State
 
 WAIT_DEFAULT = 0  # asks for as many copies as the kind's policy does
 
@@ -23,7 +23,9 @@ WAIT_DEFAULT = 0  # asks for as many copies as the kind's policy does
 class Accepting:
     """Turns puts into records, and records into debts."""
 
-    def __init__(self, ctx: Context, debts: Debts, tell: Callable[[Rows], None], owe: Callable[[Record], None]) -> None:
+    def __init__(
+        self, ctx: Context, debts: Debts, tell: Callable[[Rows], None], owe: Callable[[Record, bool], None]
+    ) -> None:
         self.ctx = ctx
         self.debts = debts
         self.tell = tell
@@ -31,7 +33,6 @@ class Accepting:
         self.room = True  # the local disk has room to accept
         self.healthy = True  # the last group commit reached the disk
         self.stopping = False
-        self.inline: dict[RecordKey, None] = {}  # debts whose bytes stand in the WAL, whatever becomes of the file
 
     # --- puts ---
 
@@ -123,10 +124,8 @@ class Accepting:
 
     def _accepted(self, put: Put, record: Record, rows: Rows) -> None:
         self._report_replaced(put, rows)
-        if isinstance(put.source, Inline):
-            self.inline[record.key] = None
         self.tell(rows)
-        self.owe(record)
+        self.owe(record, isinstance(put.source, Inline))
         self._answer(put, record)
 
     def _held_again(self, put: Put, record: Record, rows: Rows) -> None:
@@ -221,7 +220,7 @@ class Accepting:
     def _report_loss(self, digest: Digest, why: str) -> None:
         """An artifact accepted by reference and changed before it was durable is lost; say which, in so many words."""
         for debt in self.debts.of(digest):
-            if debt.own and not debt.receipts and debt.record.key not in self.inline:
+            if debt.own and not debt.receipts and not debt.inline:
                 self.ctx.report(
                     "error", "lost", f"{debt.record.name} ({digest.hex()[:12]}) was lost before it was sent: {why}"
                 )

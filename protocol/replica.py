@@ -112,8 +112,7 @@ class Replica:
     def _restore(self, entry: Entry) -> None:
         """An artifact accepted in an earlier life and not released: its row may be lost, its promise is not."""
         record = entry.record
-        if isinstance(entry.source, Inline):
-            self.accepting.inline[record.key] = None
+        inline = isinstance(entry.source, Inline)
         if self.retention.beyond(record):
             self.ctx.emit(Release((record,)))
         elif self.ctx.catalogue.record(record.key) is None:
@@ -121,13 +120,13 @@ class Replica:
             private = tuple(place for place in places if place.private)
             holdings = (self.ctx.holding(record.digest, True),) if private and not self.ctx.excluded else ()
             rows = Rows((record,), holdings)
-            self.ctx.commit(Batch(rows, places), lambda: self._restored(record, rows))
+            self.ctx.commit(Batch(rows, places), lambda: self._restored(record, rows, inline))
         else:
-            self._restored(record, Rows())
+            self._restored(record, Rows(), inline)
 
-    def _restored(self, record: Record, rows: Rows) -> None:
+    def _restored(self, record: Record, rows: Rows, inline: bool) -> None:
         self._tell(rows)
-        self._owe(record)
+        self._owe(record, inline)
 
     def _tick(self) -> None:
         now = self.ctx.now_ms
@@ -187,8 +186,8 @@ class Replica:
             if node in self.members.alive:
                 self.ctx.emit(Hangup(node, "its certificate is revoked"))
 
-    def _owe(self, record: Record) -> None:
-        debt = self.debts.add(record, own=record.origin == self.ctx.node)
+    def _owe(self, record: Record, inline: bool = False) -> None:
+        debt = self.debts.add(record, record.origin == self.ctx.node, inline)
         if debt is not None:
             self.sending.plan(debt)
 
@@ -196,7 +195,6 @@ class Replica:
         """K receipts are committed: the WAL entry may go, and the artifact takes its final path here."""
         record = debt.record
         if debt.own:
-            self.accepting.inline.pop(record.key, None)
             self.ctx.emit(Release((record,)))
             self._settle_places(record)
         self.retention.committed(record)
