@@ -1,0 +1,44 @@
+# Set-up happens by itself: every target that needs the virtual environment makes it first.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+WORKERS ?= 2
+
+.PHONY: help demo test lint types bench mutants soak clean
+
+help:            ## what there is
+	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
+
+$(STAMP): pyproject.toml
+	@sh tests/setup/system.sh
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "spore needs Python 3.11 or later; set PYTHON=python3.11"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+demo: $(STAMP)   ## six real agents, killed and restarted; every promise checked from outside
+	$(BIN)/spore demo
+
+test: $(STAMP)   ## all tests
+	$(BIN)/pytest -n $(WORKERS) -q
+
+lint: $(STAMP)   ## style
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP)  ## mypy --strict
+	$(BIN)/mypy
+
+bench: $(STAMP)  ## figures: pytest-benchmark, then whole agents
+	$(BIN)/pytest -q -p no:xdist tests/bench_*.py --benchmark-only --benchmark-columns=min,median,max,rounds
+	$(BIN)/python tests/bench_agents.py
+
+mutants: $(STAMP) ## break the code on purpose; every breakage must be caught
+	$(BIN)/python tests/mutants/run.py
+
+soak: $(STAMP)   ## the long forms: 200 kills, 50 database versions, many seeds
+	SPORE_SOAK=1 $(BIN)/pytest -q -m soak
+
+clean:           ## remove what the other targets made
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
