@@ -54,6 +54,7 @@ class Incoming:
     verdicts: list[str]  # aligned with the offer: "" to take, else why not
     started_ms: int
     request: int = 0  # a user's `get`: fetch only, hold nothing
+    offered_by: NodeId = ""  # a source of our own fetch that may not have stated its holding
     holdings: list[Holding] = field(default_factory=list)
     failed: list[tuple[Digest, str]] = field(default_factory=list)
 
@@ -63,6 +64,15 @@ class Incoming:
 
     def accepted(self) -> list[Record]:
         return [record for record, why in zip(self.offered, self.verdicts, strict=True) if not why]
+
+
+@dataclass(slots=True)
+class Wanted:
+    """An artifact that should lie here: when to begin, and who offered it (it may be nobody's holding yet)."""
+
+    record: Record
+    due_ms: int
+    offered_by: NodeId = ""
 
 
 class Receiving:
@@ -75,7 +85,7 @@ class Receiving:
         self.tell = tell
         self.incoming: dict[tuple[NodeId, int], Incoming] = {}
         self.arriving: dict[Digest, tuple[NodeId, int]] = {}
-        self.wanted: dict[Digest, tuple[Record, int]] = {}  # and not before when
+        self.wanted: dict[Digest, Wanted] = {}
         self.stopping = False
         self._asked: dict[Digest, int] = {}  # until when
         self._publishing: dict[int, Incoming | None] = {}
@@ -98,6 +108,8 @@ class Receiving:
             return  # a repeated number under way: the first one answers
         full = len(self.incoming) >= INCOMING_MAX or len(self.arriving) + len(offer.parcels) > ARRIVING_MAX
         incoming.verdicts = self._verdicts(incoming.offered) if not full else [m.BUSY] * len(incoming.offered)
+        if not self.members.own.address:
+            incoming.verdicts = [self._fetch_instead(peer, *pair) for pair in zip(incoming.offered, incoming.verdicts)]
         have = [r.digest for r, why in zip(incoming.offered, incoming.verdicts, strict=True) if why == m.HAVE]
         self._restate(peer, have)
         wanted = tuple(p for p, why in zip(offer.parcels, incoming.verdicts, strict=True) if not why)
@@ -109,6 +121,13 @@ class Receiving:
             self.arriving[parcel.record.digest] = incoming.key
             self.wanted.pop(parcel.record.digest, None)
         self.ctx.emit(Reserve(peer, offer.transfer, wanted))
+
+    def _fetch_instead(self, peer: NodeId, record: Record, verdict: str) -> str:
+        """Nobody can dial this node, so nobody can upload to it: it fetches what it is offered."""
+        if verdict or len(self.wanted) >= WANTED_MAX:
+            return verdict or m.BUSY
+        self.wanted[record.digest] = Wanted(record, self.ctx.now_ms, peer)
+        return m.BUSY
 
     def _verdicts(self, records: list[Record]) -> list[str]:
         """A verdict for each record of an offer; bytes named twice in it travel once."""
@@ -190,7 +209,7 @@ class Receiving:
             self._name_held_bytes(record)
         elif record.digest not in self.arriving and self.members.own.accepting and self._receives_for_store():
             wait = PUSH_GRACE_MS if self._is_target(record) else 0
-            self.wanted.setdefault(record.digest, (record, self.ctx.now_ms + wait))
+            self.wanted.setdefault(record.digest, Wanted(record, self.ctx.now_ms + wait))
 
     def _placed_here(self, record: Record) -> bool:
         """Whether policy places this record's bytes in our store."""
@@ -245,47 +264,55 @@ class Receiving:
         now = self.ctx.now_ms
         asks: dict[NodeId, list[Digest]] = {}
         running = sum(1 for peer, _ in self.incoming if peer == self.ctx.node)
-        for digest, (record, due) in list(self.wanted.items()):
-            if due > now:
+        for digest, wanted in list(self.wanted.items()):
+            if wanted.due_ms > now:
                 continue
             if self.ctx.holds(digest) or digest in self.arriving:
                 del self.wanted[digest]
                 continue
-            sources = self._sources(digest)
+            sources = self._sources(digest, wanted.offered_by)
             if not sources or self._asked.get(digest, 0) > now:
                 continue
-            if record.size <= SMALL_BYTES or not self.members.peers[sources[0]].address:
+            if self._by_upload(wanted.record, sources[0]):
                 batch = asks.setdefault(sources[0], [])
                 if len(batch) < ASK_COUNT:
                     batch.append(digest)
                     self._asked[digest] = now + ASK_MS
             elif running < self.ctx.routing.max_concurrent_syncs and len(self.incoming) < INCOMING_MAX:
                 running += 1
-                self._begin_fetch(record, 0)
+                self._begin_fetch(wanted.record, 0, wanted.offered_by)
         for node in sorted(asks):
             self._transfer += 1
             self.ctx.send(node, m.Ask(self._transfer, tuple(asks[node])))
 
-    def _begin_fetch(self, record: Record, request: int) -> None:
+    def _by_upload(self, record: Record, source: NodeId) -> bool:
+        """Small artifacts come many to an upload; so does everything from a node that we cannot dial."""
+        if not self.members.own.address:
+            return False
+        return record.size <= SMALL_BYTES or not self.members.peers[source].address
+
+    def _begin_fetch(self, record: Record, request: int, offered_by: NodeId = "") -> None:
         self._transfer += 1
         self.wanted.pop(record.digest, None)
-        incoming = Incoming(self.ctx.node, self._transfer, [record], [""], self.ctx.now_ms, request)
+        incoming = Incoming(
+            self.ctx.node, self._transfer, [record], [""], self.ctx.now_ms, request, offered_by=offered_by
+        )
         self.incoming[incoming.key] = incoming
         self.arriving[record.digest] = incoming.key
         self.ctx.emit(Reserve(self.ctx.node, self._transfer, (Parcel(record),)))
 
     def _start_fetch(self, incoming: Incoming) -> None:
         record = incoming.offered[0]
-        sources = self._sources(record.digest)
+        sources = self._sources(record.digest, incoming.offered_by)
         if incoming.accepted() and sources:
             self.ctx.emit(Fetch(incoming.transfer, record, tuple(sources)))
             return
         self._fail_fetch(incoming, record, incoming.verdicts[0] or "no reachable node holds it")
         self._close(incoming)
 
-    def _sources(self, digest: Digest) -> list[NodeId]:
+    def _sources(self, digest: Digest, offered_by: NodeId = "") -> list[NodeId]:
         """Live holders, in an order of our own, so that many fetchers do not all begin with the same one."""
-        nodes = {h.node for h in self.ctx.catalogue.holdings(digest)} & self.members.alive.keys()
+        nodes = {offered_by, *(h.node for h in self.ctx.catalogue.holdings(digest))} & self.members.alive.keys()
         return sorted(nodes, key=lambda node: (hash_order(node, self.ctx.node), node))
 
     # --- arrival ---
@@ -373,7 +400,7 @@ class Receiving:
             self.ctx.emit(Answer(incoming.request, f"{record.name} could not be fetched: {why}", record))
             return
         self.ctx.report("warning", "fetch_failed", f"{record.name} was not fetched and will be tried again: {why}")
-        self.wanted[record.digest] = (record, self.ctx.now_ms + RETRY_MS)
+        self.wanted[record.digest] = Wanted(record, self.ctx.now_ms + RETRY_MS)
 
     def _close(self, incoming: Incoming) -> None:
         self.incoming.pop(incoming.key, None)
