@@ -109,7 +109,9 @@ class Receiving:
         full = len(self.incoming) >= INCOMING_MAX or len(self.arriving) + len(offer.parcels) > ARRIVING_MAX
         incoming.verdicts = self._verdicts(incoming.offered) if not full else [m.BUSY] * len(incoming.offered)
         if not self.members.own.address:
-            incoming.verdicts = [self._fetch_instead(peer, *pair) for pair in zip(incoming.offered, incoming.verdicts)]
+            incoming.verdicts = [
+                self._fetch_instead(peer, *pair) for pair in zip(incoming.offered, incoming.verdicts, strict=True)
+            ]
         have = [r.digest for r, why in zip(incoming.offered, incoming.verdicts, strict=True) if why == m.HAVE]
         self._restate(peer, have)
         wanted = tuple(p for p, why in zip(offer.parcels, incoming.verdicts, strict=True) if not why)
