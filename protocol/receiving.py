@@ -367,18 +367,18 @@ class Receiving:
         for record, why in event.failed:
             self.ctx.report("warning", "not_published", f"{record.name} was not published: {why}")
         batch = Batch(rows, tuple(places), forget_places=_left(event.moved, places))
+        ended = records + [record for record, _ in event.failed]
         self.ctx.commit(
-            batch, lambda: self._committed(rows, records, incoming), lambda error: self._uncommitted(incoming, error)
+            batch, lambda: self._committed(rows, ended, incoming), lambda error: self._uncommitted(incoming, error)
         )
 
-    def _committed(self, rows: Rows, records: list[Record], incoming: Incoming | None) -> None:
+    def _committed(self, rows: Rows, ended: list[Record], incoming: Incoming | None) -> None:
         self.tell(rows)
         if incoming is not None:
             incoming.holdings += rows.holdings
             self._finish(incoming)
-        for record in records:
-            if incoming is None:
-                self._own_published(record)
+        for record in ended if incoming is None else ():
+            self._own_published(record)
 
     def _uncommitted(self, incoming: Incoming | None, error: str) -> None:
         self.ctx.report("error", "commit_failed", f"received artifacts are not recorded and will come again: {error}")

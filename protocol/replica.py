@@ -23,7 +23,7 @@ from protocol.receiving import Receiving
 from protocol.retention import Retention
 from protocol.sending import Sending
 from protocol.spreading import Spreading
-from protocol.values import Batch, NodeId, Presence, Record, Rows, State, StoreId
+from protocol.values import Batch, NodeId, Place, Presence, Record, Rows, State, StoreId
 
 TICK_MS = 1_000  # time-outs, dials, retention and retries are looked at this often
 HEAL_MS = 5_000  # after a failed commit, an empty one probes the disk this often
@@ -192,24 +192,22 @@ class Replica:
             self.sending.plan(debt)
 
     def _settled(self, debt: Debt) -> None:
-        """K receipts are committed: the WAL entry may go, and the artifact takes its final path here."""
+        """K receipts are committed: the artifact takes its final path here, and its WAL entry may go."""
         record = debt.record
         if debt.own:
-            self.ctx.emit(Release((record,)))
-            self._settle_places(record)
+            self._settle_own(record)
         self.retention.committed(record)
 
-    def _settle_places(self, record: Record) -> None:
-        """Bytes that came by the CLI are published now; private copies beside a watched file are dropped."""
+    def _settle_own(self, record: Record) -> None:
+        """Bytes that came by the CLI are published now (then the WAL entry goes); private copies beside a watched
+        file are dropped; an excluded node keeps nothing."""
         places = self.ctx.catalogue.places(record.digest)
         private = tuple(place for place in places if place.private)
-        if self.ctx.excluded:
-            self._forget(private)
-        elif len(private) == len(places):
-            kind = self.ctx.kind(record.name)
-            if kind is not None and not (kind.snapshot and private):
-                self.receiving.publish([record])
-        elif private and not self._needed_privately(record):
+        if not self.ctx.excluded and len(private) == len(places) and not (private and self._needed_privately(record)):
+            self.receiving.publish([record])
+            return
+        self.ctx.emit(Release((record,)))
+        if self.ctx.excluded or (len(private) < len(places) and not self._needed_privately(record)):
             self._forget(private)
 
     def _needed_privately(self, record: Record) -> bool:
@@ -217,15 +215,16 @@ class Replica:
         kind = self.ctx.kind(record.name)
         return kind is not None and kind.snapshot is not None
 
-    def _forget(self, places: tuple) -> None:  # type: ignore[type-arg]
+    def _forget(self, places: tuple[Place, ...]) -> None:
         if places:
             self.ctx.commit(
                 Batch(forget_places=tuple(place.path for place in places)), lambda: self.ctx.emit(Unlink(places))
             )
 
     def _own_published(self, record: Record) -> None:
-        """The final path stands: the private copy it was made from is no longer needed."""
+        """The final path stands (or cannot be had): what protected the bytes until now is no longer needed."""
         if record.origin == self.ctx.node and record.key not in self.debts.open:
+            self.ctx.emit(Release((record,)))
             places = self.ctx.catalogue.places(record.digest)
             private = tuple(place for place in places if place.private)
             if len(private) < len(places) and not self._needed_privately(record):
