@@ -1,0 +1,317 @@
+"""The depot: everything a node does with bytes, behind one object.
+
+It accepts local bytes, receives chunks into staging, publishes what is verified, opens what is held, and removes
+what the core lets go. It decides nothing about who should have what. All methods block and may be called from any
+thread; the event loop calls none of them. Refusals and failures are `StoreError`s whose text is one sentence.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from protocol.chunks import chunk_count, chunk_digest
+from protocol.effects import Publication
+from protocol.fleet import GIB, MIB
+from protocol.values import Digest, Parcel, Place, Record, Stripe
+from protocol.wire import STRIPES_MAX
+from storage.acceptance import Acceptance, Accepted
+from storage.blobs import Blob, FileBlob, InlineBlob, whole
+from storage.claims import Claims
+from storage.copies import hash_file
+from storage.files import FileLayer
+from storage.folders import Stamp, checked_parts, entry_status, open_below, place_stamp, stamp_of, walk
+from storage.partials import Chunk, Partial
+from storage.places import Lookups, Places
+from storage.private import PrivateFiles
+from storage.publication import Outcome, Publisher, QuickCheck
+from storage.refusals import FileGone, PathRefused, StorageFailed, StoreError, failure, sentences
+from storage.room import Room
+from storage.staging import Staging
+from storage.store import Store
+
+NOTHING_MISSING = (Stripe(0, 0),)  # an empty tuple would mean "all of it"
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """The answer to a reservation, aligned with its parcels and with `protocol.events.Reserved`.
+
+    `missing[i]`: stripes still to come, empty for all, `NOTHING_MISSING` when every chunk is in staging already.
+    `refused[i]`: "" or why there is no room.
+    """
+
+    missing: tuple[tuple[Stripe, ...], ...]
+    refused: tuple[str, ...]
+
+
+class Depot:
+    """The bytes of one node. `on_withdrawn(place, why)` is called from any thread when a place proves untrue."""
+
+    def __init__(
+        self,
+        store: Store,
+        room: Room,
+        lookups: Lookups | None = None,
+        *,
+        files: FileLayer | None = None,
+        copy_max_bytes: int = 64 * MIB,
+        staging_bytes_max: int = 64 * GIB,
+        quick_check: QuickCheck | None = None,
+        on_withdrawn: Callable[[Place, str], None] = lambda place, why: None,
+    ) -> None:
+        self.store = store
+        self.room = room
+        self._lookups = lookups or Lookups()
+        self._files = files or FileLayer()
+        self._staging_bytes_max = staging_bytes_max
+        self._on_withdrawn = on_withdrawn
+        self._places = Places(self._lookups)
+        self._staging = Staging(store.staging, self._files)
+        self._private = PrivateFiles(store, self._files, self._staging, self._places)
+        shared = (store, self._files, self._staging, self._private, self._places, room)
+        self._acceptance = Acceptance(*shared, copy_max_bytes)
+        self._publisher = Publisher(*shared, self._lookups, self.open_blob, quick_check)
+
+    # What is held
+
+    def open_blob(self, digest: Digest) -> Blob | None:
+        """The bytes of a digest: from the first place that still is what it was, else from a pending WAL entry."""
+        for place in self._places.of(digest):
+            blob = self._open_place(place)
+            if blob:
+                return blob
+        content = self._lookups.inline_of(digest)
+        return None if content is None else InlineBlob(content)
+
+    def leaves(self, digest: Digest) -> tuple[Digest, ...] | None:
+        """The chunk list of what we hold; hashed again, and remembered, where it is not known. None: not held."""
+        known = self._lookups.load_leaves(digest)
+        if known is not None:
+            return known
+        blob = self.open_blob(digest)
+        if blob is None:
+            return None
+        try:
+            if not isinstance(blob, FileBlob):
+                content = whole(blob)  # at most 64 KiB: one chunk, or none
+                return (chunk_digest(content),) if content else ()
+            with sentences(f"hash {blob.place.path}"):
+                hashed = hash_file(self._files, blob.fileno())
+            blob.check()
+            if hashed.digest != digest:
+                self._withdraw(blob.place, "its bytes are not those of its digest: it is damaged")
+                return None
+        finally:
+            blob.close()
+        if len(hashed.leaves) > 1:
+            self._lookups.save_leaves(digest, hashed.leaves)
+        return hashed.leaves
+
+    def knows(self, relpath: str, stamp: Stamp) -> bool:
+        """Whether the file at this path, in this state, is one we published or accepted: a scan lets it be."""
+        return self._places.knows(relpath, stamp)
+
+    def verify(self, place: Place) -> str:
+        """Hash a place again. "" when it is what it says, else what is wrong in a sentence (and it is withdrawn)."""
+        try:
+            blob = self._open_place(place)
+            if blob is None:
+                return f"{place.path} is gone or was changed"
+            try:
+                with sentences(f"hash {place.path}"):
+                    digest = hash_file(self._files, blob.fileno()).digest
+                blob.check()
+            finally:
+                blob.close()
+        except StoreError as error:
+            return str(error)
+        if digest == place.digest:
+            return ""
+        self._withdraw(place, "its bytes are not those of its digest: it is damaged")
+        return f"{place.path} is damaged: its bytes are not those of its digest"
+
+    # What arrives
+
+    def reserve(self, transfer: int, parcels: Sequence[Parcel]) -> Reservation:
+        """Reserve room for a transfer, allocate it on the disk, and say what of it is missing."""
+        missing: list[tuple[Stripe, ...]] = []
+        refused: list[str] = []
+        for parcel in parcels:
+            refusal = self._reserve_one(transfer, parcel.record)
+            refused.append(refusal)
+            missing.append(() if refusal else self._missing(parcel))
+        return Reservation(tuple(missing), tuple(refused))
+
+    def unreserve(self, transfer: int) -> None:
+        """Give back the room a transfer did not use. What it brought and was verified stays in staging."""
+        self.room.release(transfer)
+
+    def partial(self, record: Record) -> Partial:
+        """The partial of a record whose room was reserved; close it when done."""
+        return self._staging.partial(record)
+
+    def arrive_small(self, items: list[tuple[Record, Chunk]]) -> list[tuple[Record, str]]:
+        """Verify artifacts of one chunk and write them to staging; returns what failed, each with the reason."""
+        failed = self._staging.arrive_small(items)
+        for record, _ in items:
+            self.room.allocated(record.digest)
+        return failed
+
+    def publish(self, items: Sequence[Publication]) -> Outcome:
+        """Give verified bytes their final names, durably. See publication.py for the rules."""
+        return self._publisher.publish(items)
+
+    # What is accepted
+
+    def accept_file(
+        self,
+        relpath: str,
+        expected: Stamp | None = None,
+        *,
+        take_over: bool = False,
+        copy_max_bytes: int | None = None,
+    ) -> Accepted:
+        """Make a file of the root safe. `expected` is how a scan saw it; `take_over` sets another's old claim aside."""
+        accepted = self._acceptance.accept_file(relpath, expected, take_over, copy_max_bytes)
+        return self._remember_leaves(accepted)
+
+    def accept_bytes(self, content: bytes, mode: int = 0o644) -> Accepted:
+        """Make bytes from the CLI safe: inline up to 64 KiB, else in a private file."""
+        return self._remember_leaves(self._acceptance.accept_bytes(content, mode))
+
+    def accept_stream(self, blocks: Iterable[bytes], mode: int = 0o644) -> Accepted:
+        """As `accept_bytes`, for any number of blocks; memory stays bounded by one block."""
+        return self._remember_leaves(self._acceptance.accept_stream(blocks, mode))
+
+    def draft(self) -> Path:
+        """A path for a file of our own making, such as a snapshot, to be given to `accept_draft`."""
+        return self._staging.draft()
+
+    def accept_draft(self, draft: Path, mode: int = 0o644) -> Accepted:
+        """Make a file at a path from `draft` safe; it is used up, whatever happens."""
+        return self._remember_leaves(self._acceptance.accept_draft(draft, mode))
+
+    # What goes
+
+    def unlink(self, places: Sequence[Place]) -> tuple[str, ...]:
+        """Remove files of ours, durably, each only if it is still what its place says; sentences for what stayed."""
+        stayed: list[str] = []
+        folders: set[str] = set()
+        for place in places:
+            try:
+                if self._unlink_one(place):
+                    folders.add(place.path.rpartition("/")[0])
+            except StoreError as error:
+                stayed.append(str(error))
+        for folder in sorted(folders):
+            try:
+                self._files.fsync_dir(self.store.root / folder)
+            except OSError as error:
+                stayed.append(str(failure(error, f"sync the folder {folder or '.'}")))
+        return tuple(stayed)
+
+    def sweep(self, starting: bool = True) -> int:
+        """Bound staging and clear old claims; bytes freed. At start it also removes drafts of the last life."""
+        now_seconds = time.time()
+        freed_bytes = self._staging.sweep(now_seconds, starting)
+        excess_bytes = self._staging.staged_bytes - self._staging_bytes_max
+        if excess_bytes > 0:
+            freed_bytes += self._staging.make_room(excess_bytes, now_seconds)
+        with sentences("sweep old claims"):
+            Claims(self.store, self._files).sweep(now_seconds)
+        return freed_bytes
+
+    def close(self) -> None:
+        """Mark what staging has verified and close it."""
+        self._staging.close()
+
+    def _reserve_one(self, transfer: int, record: Record) -> str:
+        has_chunks = chunk_count(record.size) > 1
+        try:
+            allocated = has_chunks and self._staging.is_allocated(record)
+            if has_chunks and not allocated:
+                self._require_staging(record)
+            refusal = self.room.reserve(transfer, record.digest, 0 if allocated else record.size)
+            if refusal or not has_chunks:
+                return refusal
+            self._staging.allocate(record)
+        except StoreError as error:
+            self.room.release(transfer, record.digest)
+            return str(error)
+        self.room.allocated(record.digest)
+        return ""
+
+    def _require_staging(self, record: Record) -> None:
+        excess_bytes = self._staging.staged_bytes + record.size - self._staging_bytes_max
+        if excess_bytes > 0 and self._staging.make_room(excess_bytes, time.time()) < excess_bytes:
+            raise StorageFailed(
+                f"staging holds its limit of {self._staging_bytes_max} bytes; other transfers come first"
+            )
+
+    def _missing(self, parcel: Parcel) -> tuple[Stripe, ...]:
+        record = parcel.record
+        if chunk_count(record.size) <= 1:
+            return NOTHING_MISSING if self._staging.here(record) else parcel.stripes
+        partial = self._staging.partial(record)
+        try:
+            missing = _overlap(partial.missing(), parcel.stripes or (Stripe(0, chunk_count(record.size)),))
+        finally:
+            partial.close()
+        if missing == (Stripe(0, chunk_count(record.size)),):
+            return ()
+        return missing[:STRIPES_MAX] or NOTHING_MISSING
+
+    def _open_place(self, place: Place) -> FileBlob | None:
+        try:
+            fd, status = open_below(self._files, self.store.root, place.path)
+        except (FileGone, PathRefused) as error:
+            self._withdraw(place, str(error))
+            return None
+        except StorageFailed:
+            return None  # it may well be readable again: nothing is withdrawn for a passing failure
+        if stamp_of(status) == place_stamp(place):
+            return FileBlob(self._files, fd, place, self._withdraw)
+        self._files.close(fd)
+        self._withdraw(place, f"{place.path} was changed after it was accepted")
+        return None
+
+    def _withdraw(self, place: Place, why: str) -> None:
+        if self._places.at(place.path) == place:
+            self._places.drop(place.path)
+        self._on_withdrawn(place, why)
+
+    def _unlink_one(self, place: Place) -> bool:
+        parts = checked_parts(place.path)
+        with sentences(f"remove {place.path}"):
+            try:
+                folder = walk(self._files, self.store.root, parts[:-1])
+            except FileNotFoundError:
+                return False
+            status = entry_status(self._files, folder.path / parts[-1])
+            self._places.drop(place.path)
+            if status is None:
+                return True  # its folder is synced all the same: an earlier removal may have failed there
+            if stamp_of(status) != place_stamp(place):
+                raise StoreError(f"{place.path} was changed since, so it is a user's file now and stays")
+            self._files.unlink(folder.path / parts[-1])
+            return True
+
+    def _remember_leaves(self, accepted: Accepted) -> Accepted:
+        if len(accepted.leaves) > 1:
+            self._lookups.save_leaves(accepted.digest, accepted.leaves)
+        return accepted
+
+
+def _overlap(missing: Iterable[Stripe], wanted: Iterable[Stripe]) -> tuple[Stripe, ...]:
+    """The parts of `wanted` that are missing."""
+    found = []
+    for want in wanted:
+        for gap in missing:
+            first = max(want.first, gap.first)
+            end = min(want.first + want.count, gap.first + gap.count)
+            if first < end:
+                found.append(Stripe(first, end - first))
+    return tuple(found)

@@ -1,0 +1,129 @@
+"""Private versions: files in `.spore/versions/` that carry their digest as name and that nobody else writes.
+
+Copies made at acceptance, snapshots, older versions that made room and versions without a path of their own lie here.
+A name is given by linking a complete, synced file, so that it is never replaced by accident; what already bears the
+name is used if it is what it says, else it is replaced by the verified one.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from contextlib import suppress
+from pathlib import Path
+
+from protocol.values import Digest, Place
+from storage.copies import copy_hashed, create_draft, hash_file, try_reflink
+from storage.files import FileLayer
+from storage.folders import Stamp, entry_status, place_of, place_stamp, remove_if_there, stamp_of
+from storage.places import Places
+from storage.refusals import FileChanging
+from storage.staging import Staging
+from storage.store import Store
+
+# What link answers where it cannot be used: no links on this file system, too many, or a file of another user.
+NO_LINK = frozenset({errno.EPERM, errno.EACCES, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS, errno.EXDEV})
+
+
+class PrivateFiles:
+    """Gives names in `versions/`. Thread-safe; `sync` makes the names durable, for any number of them at once."""
+
+    def __init__(self, store: Store, files: FileLayer, staging: Staging, places: Places) -> None:
+        self._store = store
+        self._files = files
+        self._staging = staging
+        self._places = places
+        self._lock = threading.Lock()
+
+    def adopt_draft(self, draft: Path, digest: Digest, stamp: Stamp) -> Place:
+        """Name a synced file of ours; the draft is gone afterwards. Raises OSError."""
+        with self._lock:
+            relpath = self._store.private_path(digest)
+            target = self._store.root / relpath
+            existing = self._existing(relpath, digest)
+            if existing is None:
+                self._files.rename(draft, target)  # nothing of worth bears the name: it was just looked at
+                existing = place_of(relpath, digest, stamp)
+                self._places.remember(existing)
+            remove_if_there(self._files, draft)
+            return existing
+
+    def adopt_file(self, path: Path, place: Place) -> Place:
+        """Give a published file a private name too, so that its path can be taken. Raises OSError, FileChanging."""
+        with self._lock:
+            relpath = self._store.private_path(place.digest)
+            target = self._store.root / relpath
+            existing = self._existing(relpath, place.digest)
+            if existing:
+                return existing
+            draft = self._staging.draft()
+            try:
+                stamp = self._second_name(path, draft, place)
+                self._files.rename(draft, target)
+            finally:
+                remove_if_there(self._files, draft)
+            kept = place_of(relpath, place.digest, stamp)
+            self._places.remember(kept)
+            return kept
+
+    def existing(self, digest: Digest) -> Place | None:
+        """The private version of a digest, if there is one and it is what it says."""
+        with self._lock:
+            return self._existing(self._store.private_path(digest), digest)
+
+    def sync(self) -> None:
+        self._files.fsync_dir(self._store.versions)
+
+    def _existing(self, relpath: str, digest: Digest) -> Place | None:
+        path = self._store.root / relpath
+        status = entry_status(self._files, path)
+        if status is None:
+            return None
+        known = self._places.at(relpath)
+        if known and known.digest == digest and place_stamp(known) == stamp_of(status):
+            return known
+        return self._recognise(path, relpath, digest)
+
+    def _recognise(self, path: Path, relpath: str, digest: Digest) -> Place | None:
+        """Hash what an earlier life left under this name; the WAL may still count on it."""
+        with suppress(OSError):
+            fd = self._files.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+            try:
+                stamp = stamp_of(self._files.fstat(fd))
+                if hash_file(self._files, fd).digest == digest:
+                    self._files.fsync(fd)
+                    place = place_of(relpath, digest, stamp)
+                    self._places.remember(place)
+                    return place
+            finally:
+                self._files.close(fd)
+        return None
+
+    def _second_name(self, path: Path, draft: Path, place: Place) -> Stamp:
+        """Link the file to a draft, or copy it where links do not work; either way it is what the place says."""
+        try:
+            self._files.link(path, draft)
+        except OSError as error:
+            if error.errno not in NO_LINK:
+                raise
+            return self._copy(path, draft, place)
+        if stamp_of(self._files.lstat(draft)) != place_stamp(place):
+            raise FileChanging(f"{place.path} changed while it made room for a newer version")
+        return place_stamp(place)
+
+    def _copy(self, path: Path, draft: Path, place: Place) -> Stamp:
+        source_fd = self._files.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+        try:
+            draft_fd = create_draft(self._files, draft)
+            try:
+                cloned = try_reflink(self._files, source_fd, draft_fd)
+                hashed = hash_file(self._files, draft_fd) if cloned else copy_hashed(self._files, source_fd, draft_fd)
+                if hashed.digest != place.digest:
+                    raise FileChanging(f"{place.path} changed while it made room for a newer version")
+                self._files.fsync(draft_fd)
+                return stamp_of(self._files.fstat(draft_fd))
+            finally:
+                self._files.close(draft_fd)
+        finally:
+            self._files.close(source_fd)
