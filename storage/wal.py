@@ -75,8 +75,11 @@ class WalDamaged(Exception):
 class WalWriteFailed(OSError):
     """A write or sync failed. `lost_ids` are the entries since the last `sync`, which are not live any more.
 
-    As after any interrupted write, a power loss right after this may still leave them on disk, and a start
-    would then find them live: deliver such an entry, or release it again.
+    They include entries of a failing `append` whose ids nobody has seen, and not those that `compact` synced before
+    it failed: what the caller holds and does not find here is still live.
+
+    As after any interrupted write, a kill or a power loss right after this may still leave some of them on disk, and
+    a start would then find them live: deliver such an entry, or release it.
     """
 
     def __init__(self, error: OSError, path: Path, lost_ids: tuple[int, ...]) -> None:

@@ -86,7 +86,7 @@ def recover(directory: Path, files: FileLayer) -> Recovered:
 
 def _sequences(directory: Path, files: FileLayer) -> list[int]:
     names = [name for name in files.listdir(directory) if _SEGMENT_NAME.fullmatch(name)]
-    return sorted(int(name[:16], 16) for name in names)
+    return sorted(sequence for name in names if (sequence := int(name[:16], 16)) > 0)
 
 
 def _open_segment(directory: Path, files: FileLayer, sequence: int) -> Segment:
@@ -107,7 +107,7 @@ def _seal(state: Recovered, begins: Iterable[fmt.Begin | None], files: FileLayer
         if begin is None:
             continue
         state.oldest = max(state.oldest, begin.oldest)
-        sealed = state.segments.get(begin.previous)
+        sealed = state.segments.get(begin.previous)  # there is no segment 0, so "none before" finds none
         if sealed is None:
             continue
         if sealed.size_bytes < begin.previous_bytes:
