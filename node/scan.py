@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from node.patterns import KindPatterns, reserved, sidecar_base
-from node.stability import FileIdentity, Writer, look
+from node.stability import FileIdentity, Writer, log_identity, look
 from protocol.names import NameRefused, check_path
 
 
@@ -99,15 +99,6 @@ def examine(root: str, path: str, *, database: bool) -> State | Gone | Refused:
         return Gone()
     except OSError as error:
         return Refused(path, f"{path[:80]!r} cannot be read ({error.strerror}); {_advice(error)}")
-
-
-def log_identity(database: str) -> FileIdentity | None:
-    """The write-ahead log beside a database; None when there is none or nothing in it."""
-    try:
-        status = os.lstat(database + "-wal")
-    except OSError:
-        return None
-    return FileIdentity.of(status) if status.st_size else None
 
 
 def _classified(root: str, folder: str, entry: os.DirEntry[str], patterns: KindPatterns) -> Iterator[Entry]:

@@ -72,3 +72,12 @@ def writer_of(descriptor: int) -> Writer:
         return Writer.PRESENT if error.errno == errno.EAGAIN else Writer.UNKNOWN
     fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
     return Writer.NONE
+
+
+def log_identity(database: str) -> FileIdentity | None:
+    """The write-ahead log beside a database; None when there is none or nothing in it."""
+    try:
+        status = os.lstat(database + "-wal")
+    except OSError:
+        return None
+    return FileIdentity.of(status) if status.st_size else None

@@ -281,6 +281,10 @@ def test_without_leases_a_file_is_ready_when_two_looks_agree(
             for size in range(1, 6):
                 path.write_bytes(b"x" * size)
                 await until(lambda size=size: sizes_seen[-1] == size)
+                for _ in range(2):  # looks that agree, but too soon
+                    looks = len(sizes_seen)
+                    path.open("ab").close()
+                    await until(lambda looks=looks: len(sizes_seen) > looks)
                 await watcher.rescan()
                 assert not agent.found  # within the settling time, and it grew since the look before
                 now_seconds[0] += 0.9
