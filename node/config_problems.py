@@ -11,6 +11,8 @@ from difflib import get_close_matches
 PROBLEMS_MAX = 200
 # Enough of a wrong value to recognise it in the file; the rest would only fill the terminal.
 SHOWN_CHARACTERS_MAX = 80
+# Comparing one word with this many takes some milliseconds; a file may hold a thousand wrong words.
+COMPARED_WORDS_MAX = 200
 
 Path = tuple[str | int, ...]
 
@@ -94,5 +96,6 @@ def shown(value: object) -> str:
 
 def did_you_mean(wrong: str, known: Iterable[str], otherwise: str) -> str:
     """A suggestion naming the closest known word, or the sentence given."""
-    close = get_close_matches(wrong.lower()[:64], sorted(known), n=1, cutoff=0.6)
+    words = sorted(known)[:COMPARED_WORDS_MAX]
+    close = get_close_matches(wrong.lower()[:64], words, n=1, cutoff=0.6)
     return f"Did you mean {close[0]}?" if close else otherwise

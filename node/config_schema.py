@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationErr
 from pydantic_core import ErrorDetails
 
 from node import config_values as values
-from node.config_problems import BadValueError, Findings, Path, did_you_mean, shown
+from node.config_problems import PROBLEMS_MAX, BadValueError, Findings, Path, did_you_mean, shown
 from protocol.fleet import GIB, MIB, Bandwidth, Host, Kind, Priority, Routing, Ssh
 
 DAY_SECONDS = 86400.0  # no timer of an agent is meant to be rarer than daily
@@ -304,7 +304,7 @@ def read_section(model: type[M], content: object, path: Path, findings: Findings
         return model.model_validate(content)
     except ValidationError as error:
         problems = error.errors(include_url=False)
-    for problem in problems:
+    for problem in problems[:PROBLEMS_MAX]:
         _note(problem, model, path, findings)
     unusable = {str(problem["loc"][0]) for problem in problems}
     return model.model_validate({key: value for key, value in content.items() if key not in unusable})

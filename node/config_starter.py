@@ -52,7 +52,7 @@ def starter_text(cluster: str, node: str, address: str) -> str:
             "    # Whatever stands under sync_routing can be stated here too, for this host alone.",
             "",
             "sync_routing:",
-            "  # Egress by provider where its host states no limit, in megabytes per second (the limit below is for others):",
+            "  # Egress in megabytes per second where neither host nor environment states a limit:",
             f"  # {provider_line()}",
             *shared,
             "",
