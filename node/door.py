@@ -1,7 +1,7 @@
 """What the agent offers on its local socket: the methods, their arguments and their errors.
 
-`node/admin.py` reads requests and calls these; the agent implements them; tests put a fake in its place. Results are plain
-dictionaries with the stable JSON fields of docs/commands.md.
+`node/admin.py` reads requests and calls these; the agent implements them; tests put a fake in its place. Results are
+plain dictionaries with the stable JSON fields of docs/commands.md.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ class DoorError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class PutRequest:
-    """One artifact from the CLI. `name` is the path part (the kind, and for per-node kinds the node, come before it)."""
+    """One artifact from the CLI. `name` is the path part (the kind, and for per-node kinds the node, come before
+    it)."""
 
     kind: str
     name: str

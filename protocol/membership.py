@@ -106,9 +106,9 @@ class Membership:
         """How long a node has been away, as seen from here; 0 while it is alive; for ever when it left."""
         if self.is_alive(node):
             return 0
-        peer = self.peers.get(node)
-        if peer is not None and peer.left:
+        if self.has_left(node):
             return 1 << 60
+        peer = self.peers.get(node)
         return self.ctx.now_ms - (peer.down_since_ms if peer else 0)
 
     def session_up(self, peer: NodeId, hello: Hello) -> None:
@@ -168,6 +168,10 @@ class Membership:
         elif address:
             self.peers[node].address = address
 
-    def departed(self, node: NodeId) -> bool:
+    def has_left(self, node: NodeId) -> bool:
+        """Whether the node said goodbye: it is not expected back soon."""
+        peer = self.peers.get(node)
+        if peer is not None and peer.left:
+            return True
         member = self.ctx.catalogue.member(node)
-        return member is not None and member.presence is Presence.LEFT
+        return not self.is_alive(node) and member is not None and member.presence is Presence.LEFT

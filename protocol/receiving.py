@@ -213,6 +213,15 @@ class Receiving:
             wait = PUSH_GRACE_MS if self._is_target(record) else 0
             self.wanted.setdefault(record.digest, Wanted(record, self.ctx.now_ms + wait))
 
+    def fetch_again(self, record: Record) -> None:
+        """We held these bytes and lost them, and the cluster has too few copies without ours."""
+        if not self.ctx.excluded and not self.retention_drops(record):
+            self.wanted.setdefault(record.digest, Wanted(record, self.ctx.now_ms))
+
+    def retention_drops(self, record: Record) -> bool:
+        kind = self.ctx.kind(record.name)
+        return kind is None or self._beyond_retention(kind, record)
+
     def _placed_here(self, record: Record) -> bool:
         """Whether policy places this record's bytes in our store."""
         kind = self.ctx.kind(record.name)

@@ -165,6 +165,15 @@ class Replica:
             for debt in self.debts.heard(holding):
                 self.sending.plan(debt)
         self._consider(rows)
+        self._refetch(rows)
+
+    def _refetch(self, rows: Rows) -> None:
+        """Bytes of ours are gone or damaged: they are fetched again only where copies are too few without them."""
+        for holding in rows.holdings:
+            if holding.node == self.ctx.node and not holding.present:
+                for record in self.ctx.catalogue.sharers(holding.digest):
+                    if record.state is State.LIVE and not self.debts.enough(record, 0, 0):
+                        self.receiving.fetch_again(record)
 
     def _consider(self, rows: Rows) -> None:
         """New bytes somewhere: should they lie here too?"""

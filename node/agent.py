@@ -1,0 +1,550 @@
+"""The agent: one node, composed. It turns the world into events for the core and performs the core's effects.
+
+Everything here runs on the event loop and blocks never: disks are reached through executors, bulk bytes through
+threads of their own. `post` is the only way to the core; effects are performed in the order given, each by one short
+method of `_perform`'s table.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from random import SystemRandom
+from typing import Any
+
+from node.bulk import BulkServer, Hooks
+from node.certificates import renewal_due
+from node.commits import GroupCommitter
+from node.config import apply_environment
+from node.identity import Identity
+from node.intake import Intake
+from node.issuer import Issuer, JoinServer, Standing
+from node.listener import Listener
+from node.metrics import Metrics
+from node.pending import PendingEntries
+from node.refusals import RefusalLog
+from node.renewal import RenewalFailed, renew_certificate
+from node.sessions import Sessions
+from node.snapshot import quick_check
+from node.throttle import Throttle
+from node.tls import IdentityContexts
+from node.tokens import BOOK_FILE, TokenBook
+from node.transfers import TransferHooks, Transfers
+from node.web import Web
+from protocol import effects as f
+from protocol import events as e
+from protocol.effects import Report
+from protocol.fleet import RESERVED_KIND, Fleet, split_address
+from protocol.messages import RowsMessage
+from protocol.replica import Replica
+from protocol.values import NodeId, Place
+from storage.depot import Depot
+from storage.entries import EntryUnreadable, decode_entry
+from storage.files import FileLayer
+from storage.manifest import Manifest
+from storage.places import Lookups
+from storage.refusals import StoreError
+from storage.room import Room, RoomLimits, disk_usage
+from storage.store import open_store
+from storage.wal import Wal
+
+DISK_LOOK_SECONDS = 2.0  # between looks at the disk's room; a transfer's own reservation is exact at any time
+RENEWAL_LOOK_SECONDS = 3600.0  # certificates live 7 or 90 days and are renewed at two thirds
+DISK_THREADS = 4  # publishing, reserving and accepting at once; they wait for the disk, not for a core
+STOP_SECONDS = 2.0  # for threads and connections to end after the last flush
+
+ReportSink = Callable[[Report], None]
+
+
+class Agent:
+    """One running node. `start`, then `leave` (or cancel), then `stop`."""
+
+    def __init__(
+        self, directory: Path, identity: Identity, fleet: Fleet, env: Mapping[str, str], report: ReportSink
+    ) -> None:
+        self.directory = directory
+        self.node = identity.node
+        self.env = env
+        self.fleet = self._with_environment(fleet)
+        self.loop = asyncio.get_running_loop()
+        self.report = report
+        self.started = time.monotonic()
+        self._wall_ms = time.time_ns() // 1_000_000 - int(self.started * 1000)
+        self.revocations: dict[str, int] = {}
+        self.contexts = IdentityContexts(identity, clock=time.time, revocations=self.revocations)
+        self.refusals = RefusalLog(self._report_from_thread, clock=time.monotonic)
+        self.threads = ThreadPoolExecutor(DISK_THREADS, thread_name_prefix="disk")
+        self.writer = ThreadPoolExecutor(1, thread_name_prefix="wal")
+        self.metrics = Metrics()
+        self.exit_report: f.Exit | None = None
+        self.exited = asyncio.Event()
+        self._events: list[e.Event] = []
+        self._handling = False
+        self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._answers: dict[int, asyncio.Future[f.Answer]] = {}
+        self._requests = 0
+        self._reservations: dict[tuple[NodeId, int], int] = {}  # (peer, transfer) → the depot's number
+        self._reservation = 0
+        self._streaming: set[NodeId] = set()
+
+    # --- life ---
+
+    async def start(self) -> None:
+        """Recover, listen, watch. Raises the one-sentence errors of the layers below; call `stop` after those too."""
+        await self._open_storage()
+        self._make_core()
+        await self._open_network()
+        for work in (self.committer.run(), self._look_at_disk(), self._look_at_certificate()):
+            self._spawn(work)
+        self.post(e.Boot(self._recovered, self.manifest.last_hlc()))
+        await self.intake.start()
+
+    async def _open_storage(self) -> None:
+        files = FileLayer()
+        host = self.fleet.host(self.node)
+        routing = self.fleet.routing_for(self.node)
+        root = Path(host.root) if host.root else self.directory / "files"
+        root.mkdir(parents=True, exist_ok=True)
+        shared = bool(self.fleet.nfs_members(self.node))
+        self.manifest = await Manifest.open(self.directory / "manifest.db", cluster=self.fleet.cluster, node=self.node)
+        self.store = await self._in_thread(open_store, root, self.node, files, shared)
+        size_max = max(routing.wal_bytes_max, 4 * (1 << 20))
+        segment = min(64 << 20, size_max // 4)
+        self.wal = await self._in_thread(
+            lambda: Wal.open(self.directory / "wal", files, segment_bytes=segment, size_bytes_max=size_max)
+        )
+        self.pending = PendingEntries(self.wal)
+        self._recovered = await self._in_thread(self._recover)
+        self.room = Room(RoomLimits.of(routing), lambda: disk_usage(files, root))
+        self.depot = Depot(
+            self.store,
+            self.room,
+            Lookups(
+                self.manifest.shelf.places,
+                self.manifest.shelf.place,
+                self.pending.content,
+                self.manifest.shelf.load_leaves,
+                self.manifest.shelf.save_leaves,
+            ),
+            files=files,
+            copy_max_bytes=routing.copy_max_bytes,
+            staging_bytes_max=routing.staging_bytes_max,
+            quick_check=quick_check,
+            on_withdrawn=self._withdrawn_from_thread,
+        )
+        freed = await self._in_thread(self.depot.sweep)
+        if freed:
+            self.report(Report("info", "staging_swept", f"{freed} bytes of old transfers were removed from staging"))
+
+    def _recover(self) -> tuple[f.Entry, ...]:
+        """Entries of the WAL that an earlier life did not release; what cannot be read stays where it is, reported."""
+        for sentence in self.wal.recovered.sentences():
+            self.report(Report("warning", "wal_recovered", sentence))
+        entries = []
+        for entry_id, payload in self.wal.live():
+            try:
+                entry = decode_entry(payload)
+            except EntryUnreadable as problem:
+                self.report(Report("error", "wal_entry_unreadable", str(problem)))
+                continue
+            self.pending.add(entry, entry_id)
+            entries.append(entry)
+        return tuple(entries)
+
+    def _make_core(self) -> None:
+        self.replica = Replica(
+            self.node, self.store.id, self.fleet, self.manifest, SystemRandom(), boot=self.manifest.boot
+        )
+        self.committer = GroupCommitter(self.wal, self.pending, self.manifest, self.writer, self.post)
+        self.committer.on_poison = lambda sentence: self.report(  # type: ignore[method-assign]  # a hook
+            Report("error", "row_quarantined", sentence)
+        )
+        self.intake = Intake(
+            self.node,
+            self.store.root,
+            lambda: self.fleet,
+            self.depot,
+            self.manifest,
+            self.threads,
+            self.post,
+            self.report,
+            self.wal.room,
+        )
+
+    async def _open_network(self) -> None:
+        self.throttle = Throttle(self.fleet.egress_bytes_per_second(self.node, self.env))
+        self.bulk = BulkServer(
+            self.contexts,
+            self.depot,
+            self.throttle,
+            Hooks(self._post_from_thread, self._wrong_bytes, self._report_from_thread, self.refusals.refused),
+        )
+        self.transfers = Transfers(
+            self.contexts,
+            self.depot,
+            self.throttle,
+            self.address_of,
+            TransferHooks(self._post_from_thread, self._post_from_thread, self._wrong_bytes, self._report_from_thread),
+        )
+        self.sessions = Sessions(
+            self.node,
+            self.contexts,
+            hello=self.replica.hello,
+            on_event=self.post,
+            report=self.report,
+            refusals=self.refusals,
+        )
+        issuer = self._issuer()
+        self.web = Web(
+            self.contexts,
+            self.depot,
+            session=self.sessions.accept,
+            metrics=self.render_metrics,
+            renew=issuer.renew if issuer else None,
+            report=self.report,
+            refusals=self.refusals,
+            pace=self.throttle.take,
+        )
+        self.joins = self._join_server(issuer) if issuer else None
+        await self.web.start()
+        if self.joins is not None:
+            await self.joins.start()
+        self.listener = Listener(
+            self.contexts,
+            web=self.web.protocol,
+            join=self.joins.protocol if self.joins else None,
+            bulk_handler=self.bulk.serve,
+            report=self.report,
+            refusals=self.refusals,
+        )
+        await self._load_revocations()
+        await self.sessions.start()
+        host, port = split_address(self.fleet.host(self.node).listen_address)
+        await self.listener.start(host, port)
+
+    def _issuer(self) -> Issuer | None:
+        if not self.contexts.identity.issuer:
+            return None
+        self.token_book = TokenBook(self.contexts.identity.folder / BOOK_FILE)
+        return Issuer(
+            lambda: self.contexts.identity,
+            self.token_book,
+            standing=self._standing,
+            revocations=self.revocations,
+            clock=time.time,
+        )
+
+    def _standing(self, node: str) -> Standing:
+        listed = node in self.fleet.hosts
+        return Standing(listed, self.fleet.host(node).ephemeral, self.replica.members.is_alive(node))
+
+    def _join_server(self, issuer: Issuer) -> JoinServer:
+        return JoinServer(
+            issuer,
+            hosts_file=(self.directory / "distributed_hosts.yaml").read_bytes,
+            seeds=lambda: [m.address for m in self.replica.members.alive.values() if m.address],
+            report=self.report,
+            refusals=self.refusals,
+        )
+
+    async def leave(self, seconds: float) -> f.Exit:
+        """The final flush: take in what was found, push what is at risk, say goodbye. Returns within the deadline."""
+        deadline = self.loop.time() + seconds
+        await self.intake.finish(self.loop.time() + seconds * 0.3)
+        remaining = max(0.0, deadline - self.loop.time() - min(0.5, seconds * 0.1))
+        self.post(e.Flush(0, self.now_ms() + int(remaining * 1000), leave=True))
+        with suppress(TimeoutError):
+            async with asyncio.timeout(max(0.0, deadline - self.loop.time())):
+                await self.exited.wait()
+        unsafe = tuple(debt.record for debt in self.replica.debts.own_open())
+        return self.exit_report or f.Exit(unsafe)
+
+    async def stop(self) -> None:
+        """Close everything in the opposite order of `start`; safe after a start that failed half-way."""
+        if hasattr(self, "intake"):
+            await self.intake.stop()
+        if hasattr(self, "sessions"):
+            await self.sessions.stop()
+        if hasattr(self, "transfers"):
+            self.throttle.close()
+            await asyncio.gather(
+                asyncio.to_thread(self.transfers.stop, STOP_SECONDS), asyncio.to_thread(self.bulk.stop, STOP_SECONDS)
+            )
+        if hasattr(self, "listener"):
+            await self.listener.stop()
+            if self.joins is not None:
+                await self.joins.stop()
+            await self.web.stop()
+        for timer in self._timers.values():
+            timer.cancel()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self.threads.shutdown(wait=True, cancel_futures=True)
+        self.writer.shutdown(wait=True)
+        if hasattr(self, "depot"):
+            self.depot.close()
+        if hasattr(self, "wal"):
+            self.wal.close()
+        if hasattr(self, "manifest"):
+            await self.manifest.close()
+
+    # --- the core ---
+
+    def now_ms(self) -> int:
+        """Milliseconds since 1970 as of the start, then steady: a wall clock that jumps moves no deadline of ours."""
+        return self._wall_ms + int(time.monotonic() * 1000)
+
+    def post(self, event: e.Event) -> None:
+        """Give the core an event and perform what follows. Events that follow from effects wait their turn."""
+        self._events.append(event)
+        if self._handling:
+            return
+        self._handling = True
+        try:
+            while self._events:
+                for effect in self.replica.handle(self._events.pop(0), self.now_ms()):
+                    self._perform(effect)
+        finally:
+            self._handling = False
+
+    def _post_from_thread(self, event: e.Event) -> None:
+        with suppress(RuntimeError):  # the loop has closed: the agent is gone
+            self.loop.call_soon_threadsafe(self.post, event)
+
+    def _report_from_thread(self, report: Report) -> None:
+        with suppress(RuntimeError):
+            self.loop.call_soon_threadsafe(self.report, report)
+
+    def request(self) -> tuple[int, asyncio.Future[f.Answer]]:
+        """A new request number, and the future that its `Answer` resolves."""
+        self._requests += 1
+        future: asyncio.Future[f.Answer] = self.loop.create_future()
+        self._answers[self._requests] = future
+        return self._requests, future
+
+    def forget(self, request: int) -> None:
+        """Whoever asked is gone."""
+        if self._answers.pop(request, None) is not None:
+            self.post(e.Cancel(request))
+
+    # --- effects ---
+
+    def _perform(self, effect: f.Effect) -> None:  # noqa: PLR0912 - one line for each effect there is
+        match effect:
+            case f.Log() | f.Commit():
+                self.committer.add(effect)
+            case f.Send():
+                self.sessions.send(effect.peer, effect.message)
+            case f.Release():
+                self.committer.release(effect.records)
+            case f.Answer():
+                self._answer(effect)
+            case f.Report():
+                self._heed(effect)
+            case f.SetTimer():
+                self._set_timer(effect)
+            case f.Upload():
+                self.transfers.upload(effect)
+            case f.Fetch():
+                self.transfers.fetch(effect)
+            case f.Dial():
+                self.sessions.dial(effect.peer, effect.address)
+            case f.Hangup():
+                self.sessions.hangup(effect.peer, effect.why)
+            case f.Exit():
+                self.exit_report = effect
+                self.exited.set()
+            case f.Unreserve():
+                self._unreserve(effect)
+            case f.Reserve():
+                self._spawn(self._reserve(effect))
+            case f.Publish():
+                self._spawn(self._publish(effect))
+            case f.Unlink():
+                self._spawn(self._unlink(effect.places))
+            case f.StreamRows():
+                self._spawn(self._stream_rows(effect.peer))
+            case f.Scan():
+                self._spawn(self._scan(effect))
+
+    def _answer(self, answer: f.Answer) -> None:
+        future = self._answers.pop(answer.request, None)
+        if future is not None and not future.done():
+            future.set_result(answer)
+
+    def _heed(self, report: f.Report) -> None:
+        self.report(report)
+        if report.event == "revoked":
+            self._spawn(self._load_revocations())
+
+    def _set_timer(self, effect: f.SetTimer) -> None:
+        old = self._timers.pop(effect.token, None)
+        if old is not None:
+            old.cancel()
+        delay = max(0, effect.at_ms - self.now_ms()) / 1000
+        self._timers[effect.token] = self.loop.call_later(delay, self._timer, effect.token)
+
+    def _timer(self, token: str) -> None:
+        self._timers.pop(token, None)
+        self.post(e.Timer(token))
+
+    async def _reserve(self, effect: f.Reserve) -> None:
+        self._reservation += 1
+        number = self._reservations[effect.peer, effect.transfer] = self._reservation
+        try:
+            answer = await self._in_thread(self.depot.reserve, number, effect.parcels)
+            missing, refused = answer.missing, answer.refused
+        except (StoreError, OSError) as problem:
+            missing, refused = ((),) * len(effect.parcels), (str(problem)[:400],) * len(effect.parcels)
+        if effect.peer != self.node:
+            taken = [index for index, why in enumerate(refused) if not why]
+            if taken:
+                parcels = [effect.parcels[index] for index in taken]
+                self.bulk.inbox.expect(effect.peer, effect.transfer, parcels, [missing[index] for index in taken])
+        self.post(e.Reserved(effect.peer, effect.transfer, missing, refused))
+
+    def _unreserve(self, effect: f.Unreserve) -> None:
+        number = self._reservations.pop((effect.peer, effect.transfer), None)
+        if effect.peer != self.node:
+            self.bulk.inbox.forget(effect.peer, effect.transfer)
+        if number is not None:
+            self._spawn(self._in_thread(self.depot.unreserve, number))
+
+    async def _publish(self, effect: f.Publish) -> None:
+        try:
+            outcome = await self._in_thread(self.depot.publish, effect.items)
+        except (StoreError, OSError) as problem:
+            failed = tuple((item.record, str(problem)[:400]) for item in effect.items)
+            self.post(e.Published(effect.op, (), failed))
+            return
+        for item in effect.items:
+            if item.path and any(
+                record.key == item.record.key and "local change" in why for record, why in outcome.failed
+            ):
+                self.intake.retry(item.record, item.path)
+        self.post(e.Published(effect.op, outcome.done, outcome.failed, outcome.moved))
+
+    async def _unlink(self, places: tuple[Place, ...]) -> None:
+        for sentence in await self._in_thread(self.depot.unlink, places):
+            self.report(Report("warning", "not_removed", sentence))
+
+    async def _stream_rows(self, peer: NodeId) -> None:
+        """Every committed row, in pages, as fast as the peer takes them; one stream to a peer at a time."""
+        if peer in self._streaming:
+            return
+        self._streaming.add(peer)
+        try:
+            async for rows in self.manifest.rows_pages():
+                if not await self.sessions.send_waiting(peer, RowsMessage(rows)):
+                    return
+        finally:
+            self._streaming.discard(peer)
+
+    async def _scan(self, effect: f.Scan) -> None:
+        page, last = await self.manifest.scan(effect.after, effect.limit)
+        self.post(e.Scanned(effect.op, tuple(page), last))
+
+    # --- what threads tell ---
+
+    def _withdrawn_from_thread(self, place: Place, why: str) -> None:
+        self._post_from_thread(e.Withdrawn(place, why))
+
+    def _wrong_bytes(self, peer: str, digest: bytes, sentence: str) -> None:
+        self._report_from_thread(Report("error", "wrong_bytes", f"{peer}: {sentence} ({digest.hex()[:12]})"))
+
+    def address_of(self, peer: NodeId) -> str | None:
+        """Where a peer can be dialled: what it says of itself now, else the hosts file."""
+        member = self.replica.members.alive.get(peer)
+        return (member.address if member else "") or self.fleet.host(peer).dial_address
+
+    # --- upkeep ---
+
+    async def _look_at_disk(self) -> None:
+        while True:
+            state = await self._in_thread(self.room.state)
+            self.post(e.DiskChanged(state.accepting, state.local, state.capacity_bytes, state.used_bytes))
+            await asyncio.sleep(DISK_LOOK_SECONDS)
+
+    async def _look_at_certificate(self) -> None:
+        while True:
+            if renewal_due(self.contexts.identity.facts, time.time()):
+                await self.renew()
+            await asyncio.sleep(RENEWAL_LOOK_SECONDS)
+
+    async def renew(self) -> str:
+        """Renew our certificate from any issuer; "" or why it was not renewed. Connections go on with the old one."""
+        issuers = [(name, host.dial_address) for name, host in sorted(self.fleet.hosts.items()) if host.issuer]
+        known = [(name, address) for name, address in issuers if address and name != self.node]
+        try:
+            identity = await self._in_thread(lambda: renew_certificate(self.contexts, known, now=time.time()))
+        except RenewalFailed as problem:
+            self.report(Report("error", "not_renewed", str(problem)))
+            return str(problem)
+        self.report(Report("info", "renewed", f"the certificate was renewed: {identity.facts}"))
+        return ""
+
+    async def _load_revocations(self) -> None:
+        """Revocations are replicated records under our own kind; TLS reads this mapping at every handshake."""
+        prefix = f"{RESERVED_KIND}/revoked/"
+        for listed in await self.manifest.queries.list_artifacts(prefix + "*"):
+            since = dict(listed.record.meta).get("since")
+            if isinstance(since, int):
+                self.revocations[listed.record.name.removeprefix(prefix)] = since
+        if hasattr(self, "sessions"):
+            self.sessions.recheck()
+
+    def change_fleet(self, fleet: Fleet) -> None:
+        """A new hosts file is in force: limits, kinds and peers follow without a restart."""
+        self.fleet = self._with_environment(fleet)
+        routing = self.fleet.routing_for(self.node)
+        self.room.set_limits(RoomLimits.of(routing))
+        self.throttle.set_rate(self.fleet.egress_bytes_per_second(self.node, self.env))
+        self.post(e.FleetChanged(self.fleet))
+        self._spawn(self.intake.watch())
+
+    def _with_environment(self, fleet: Fleet) -> Fleet:
+        """The environment overrides this node's routing alone."""
+        host = fleet.host(self.node)
+        routing = apply_environment(fleet.routing_for(self.node), self.env)
+        stated = {
+            name: getattr(routing, name)
+            for name in routing.__dataclass_fields__
+            if name != "bandwidth_limit" and getattr(routing, name) != getattr(fleet.routing_for(self.node), name)
+        }
+        if not stated:
+            return fleet
+        changed = replace(host, overrides={**host.overrides, **stated})
+        return replace_host(fleet, changed)
+
+    def render_metrics(self) -> bytes:
+        return self.metrics.render(self)
+
+    # --- helpers ---
+
+    async def _in_thread(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        return await self.loop.run_in_executor(self.threads, lambda: function(*arguments))
+
+    def _spawn(self, work: Any) -> None:
+        task = self.loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            problem = task.exception()
+            self.report(Report("error", "fault", f"a task of the agent failed: {type(problem).__name__}: {problem}"))
+
+
+def replace_host(fleet: Fleet, host: Any) -> Fleet:
+    """The fleet with one host's entry changed for this process; the hash stays that of the file."""
+    changed = replace(fleet, hosts={**fleet.hosts, host.name: host})
+    object.__setattr__(changed, "hash", fleet.hash)
+    return changed

@@ -1,0 +1,105 @@
+"""Group commit: the durable effects of any number of events become one WAL sync and one manifest transaction.
+
+`Log` and `Commit` only queue. One task takes all that is queued, appends and syncs the WAL entries in a thread, then
+applies the batches in one transaction, then reports `Durable(upto)`; what arrives meanwhile makes the next group. So
+the slower the disk, the larger the groups. Within a group the WAL comes first: a manifest row of ours never stands
+without the entry that protects it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+from concurrent.futures import Executor
+
+from node.pending import PendingEntries
+from protocol.effects import Commit, Log
+from protocol.events import Durable, DurableFailed, Event
+from protocol.values import Record
+from storage.entries import encode_entry
+from storage.manifest import Manifest, ManifestFailed
+from storage.wal import Wal, WalFull
+
+GROUP_MAX = 2_000  # effects in one group: a few ms of SQLite, so that the first one does not wait for all the rest
+
+
+class GroupCommitter:
+    """Joins durable effects; owns all writing to the WAL and the manifest."""
+
+    def __init__(
+        self, wal: Wal, pending: PendingEntries, manifest: Manifest, writer: Executor, post: Callable[[Event], None]
+    ) -> None:
+        self.wal = wal
+        self.pending = pending
+        self.manifest = manifest
+        self.post = post
+        self._writer = writer
+        self._queue: list[Log | Commit] = []
+        self._released: list[int] = []
+        self._wake = asyncio.Event()
+        self.groups = 0
+        self.effects = 0
+
+    def add(self, effect: Log | Commit) -> None:
+        self._queue.append(effect)
+        self._wake.set()
+
+    def release(self, records: Iterable[Record]) -> None:
+        """Let the WAL entries of these records go; the next group (or the next idle moment) writes that down."""
+        self._released += self.pending.forget(records)
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Commit groups until cancelled. What is queued at that moment was told to nobody."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            while self._queue or self._released:
+                await self._commit_group()
+
+    async def _commit_group(self) -> None:
+        group, self._queue = self._queue[:GROUP_MAX], self._queue[GROUP_MAX:]
+        released, self._released = self._released, []
+        logs = [effect for effect in group if isinstance(effect, Log)]
+        batches = [effect.batch for effect in group if isinstance(effect, Commit) and effect.batch]
+        ids: list[int] = []
+        try:
+            if logs or released:
+                ids = await asyncio.get_running_loop().run_in_executor(self._writer, self._write_logs, logs, released)
+            if batches:
+                applied = await self.manifest.apply(batches)
+                self._report_poison(applied.quarantined)
+        except (OSError, WalFull, ManifestFailed) as problem:
+            self._fail(group, logs, ids, problem)
+            return
+        self.groups += 1
+        self.effects += len(group)
+        if group:
+            self.post(Durable(group[-1].seq))
+
+    def _write_logs(self, logs: list[Log], released: list[int]) -> list[int]:
+        """In the writer thread: append, sync, and only then let go of what was released; compact a little."""
+        ids: list[int] = []
+        if logs:
+            ids = self.wal.append([encode_entry(effect.entry) for effect in logs])
+            self.wal.sync()
+            for effect, entry_id in zip(logs, ids, strict=True):
+                self.pending.add(effect.entry, entry_id)
+        if released:
+            self.wal.release(released)
+        self.wal.compact()
+        return ids
+
+    def _fail(self, group: list[Log | Commit], logs: list[Log], ids: list[int], problem: Exception) -> None:
+        """Nothing of this group was told. Entries that did reach the WAL protect nothing: they are released."""
+        if ids:
+            self.release([effect.entry.record for effect in logs])
+        if group:
+            self.post(DurableFailed(group[0].seq, group[-1].seq, str(problem)))
+
+    def _report_poison(self, quarantined: tuple[str, ...]) -> None:
+        for sentence in quarantined:
+            self.on_poison(sentence)
+
+    def on_poison(self, sentence: str) -> None:
+        """Replaced by the agent: a row that cannot be stored is quarantined, the rest goes on."""

@@ -1,0 +1,297 @@
+"""The intake: files found below the root become accepted artifacts, live databases become snapshots of them.
+
+The watcher finds, the depot makes safe and hashes (in threads), the core decides. A file that changes while it is
+read is looked at again; one that another member of an NFS group has claimed is left to it. Nothing is ever dropped
+for its size.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from node.snapshot import SnapshotError, SnapshotFacts, snapshot_database
+from node.watcher import Found, Watcher
+from protocol.effects import Report
+from protocol.events import Event, Put, Withdrawn
+from protocol.fleet import Fleet, Kind
+from protocol.names import NameRefused, name_of
+from protocol.values import NodeId, Record
+from storage.acceptance import Accepted
+from storage.depot import Depot
+from storage.folders import Stamp, stamp_of
+from storage.manifest import Manifest
+from storage.refusals import ClaimedElsewhere, FileChanging, FileGone, StoreError
+
+WORKERS = 2  # files hashed at once: one per core of the smallest machines in use
+RETRY_SECONDS = 1.0  # a file that changed while it was read is looked at again after this
+CLAIM_PATIENCE_SECONDS = 120.0  # a claim without a record after two rescans: its claimer died
+SNAPSHOT_SHARE_MAX = 0.1  # of the time goes into snapshots of one database: then they are stretched
+WAL_WAIT_SECONDS = 0.2  # the WAL is full: acceptance waits for receipts to release entries
+
+
+@dataclass(slots=True)
+class Database:
+    """One watched live database: when it last had a snapshot, and whether it changed since."""
+
+    kind: str
+    path: str
+    live: bool
+    facts: SnapshotFacts | None = None
+    due_seconds: float = 0.0
+    wanted: bool = True
+
+
+@dataclass(slots=True)
+class Intake:
+    """Feeds the core with `Put` and `Withdrawn`. All methods run on the event loop."""
+
+    node: NodeId
+    root: Path
+    fleet: Callable[[], Fleet]
+    depot: Depot
+    manifest: Manifest
+    threads: Executor
+    post: Callable[[Event], None]
+    report: Callable[[Report], None]
+    room: Callable[[int], bool]
+    watcher: Watcher | None = None
+    queue: dict[str, Found] = field(default_factory=dict)
+    databases: dict[str, Database] = field(default_factory=dict)
+    running: set[str] = field(default_factory=set)
+    wake: asyncio.Event = field(default_factory=asyncio.Event)
+    tasks: list[asyncio.Task[None]] = field(default_factory=list)
+    stopping: bool = False
+
+    # --- life ---
+
+    async def start(self) -> None:
+        for worker in range(WORKERS):
+            self.tasks.append(asyncio.create_task(self._work(), name=f"intake {worker}"))
+        self.tasks.append(asyncio.create_task(self._snapshots(), name="snapshots"))
+        await self.watch()
+
+    async def watch(self) -> None:
+        """(Re)start the watcher with the kinds of the hosts file in force."""
+        if self.watcher is not None:
+            await self.watcher.stop()
+        fleet = self.fleet()
+        routing = fleet.routing_for(self.node)
+        self.watcher = Watcher(
+            self.root,
+            {kind.name: kind.paths for kind in fleet.kinds if kind.paths},
+            rescan_seconds=routing.auto_sync_interval_seconds,
+            settle_seconds=routing.settle_seconds,
+            on_found=self.found,
+            on_gone=self.gone,
+            is_known=self.is_known,
+            on_scanned=self._scanned,
+            snapshot_kinds=frozenset(kind.name for kind in fleet.kinds if kind.snapshot),
+        )
+        await self.watcher.start()
+
+    async def stop(self) -> None:
+        """Stop watching; what is being accepted is finished by the caller's flush or given up with the process."""
+        self.stopping = True
+        if self.watcher is not None:
+            await self.watcher.stop()
+        for task in self.tasks:
+            task.cancel()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
+        self.tasks.clear()
+
+    async def finish(self, until: float) -> None:
+        """Before leaving: a last snapshot of what changed, and acceptance of what was found, until a loop time."""
+        loop = asyncio.get_running_loop()
+        for database in self.databases.values():
+            if database.wanted and database.path not in self.running:
+                database.due_seconds = 0.0
+        self.wake.set()
+        while (self.queue or self.running or any(d.wanted for d in self.databases.values())) and loop.time() < until:
+            await asyncio.sleep(0.02)
+
+    # --- what the watcher says ---
+
+    def found(self, found: Found) -> None:
+        if found.snapshot:
+            self._database(found)
+        else:
+            self.queue[found.path] = found
+        self.wake.set()
+
+    def gone(self, path: Path) -> None:
+        """A watched file, or a folder with all that was in it, is gone: withdraw, never delete."""
+        relative = path.relative_to(self.root).as_posix() if path.is_absolute() else path.as_posix()
+        place = self.manifest.place(relative)
+        if place is not None:
+            self.post(Withdrawn(place, f"{relative} was deleted or moved by a user"))
+        self.queue.pop(relative, None)
+        self.databases.pop(relative, None)
+
+    def is_known(self, path: str, status: os.stat_result) -> bool:
+        """Whether this very file is already kept, or was published by us."""
+        return self.depot.knows(path, stamp_of(status))
+
+    def _scanned(self) -> None:
+        if not self.manifest.scanned():
+            task = asyncio.create_task(self.manifest.set_scanned())
+            self.tasks.append(task)
+
+    def _database(self, found: Found) -> None:
+        database = self.databases.setdefault(found.path, Database(found.kind, found.path, found.live))
+        database.wanted = True
+        database.live = database.live or found.live
+
+    # --- files ---
+
+    async def _work(self) -> None:
+        while True:
+            path = next((path for path in self.queue if path not in self.running), None)
+            if path is None:
+                self.wake.clear()
+                await self.wake.wait()
+                continue
+            found = self.queue.pop(path)
+            self.running.add(path)
+            try:
+                await self._accept(found)
+            finally:
+                self.running.discard(path)
+
+    async def _accept(self, found: Found) -> None:
+        kind = self.fleet().kind(found.kind)
+        if kind is None:
+            return
+        try:
+            name = name_of(kind.name, found.path, self.node, kind.namespace == "node")
+            await self._wait_for_room(found.size_bytes)
+            accepted = await self._accept_file(found, kind)
+        except FileChanging:
+            self._again(found)
+        except FileGone:
+            pass
+        except ClaimedElsewhere as claim:
+            self._again(found, max(RETRY_SECONDS, CLAIM_PATIENCE_SECONDS - claim.age_seconds))
+        except (NameRefused, StoreError) as refused:
+            self.report(Report("error", "not_accepted", f"{found.path} was not accepted: {refused}"))
+            self._again(found, 30 * RETRY_SECONDS)
+        else:
+            self._put(name, accepted, known=found.live or self.manifest.scanned())
+
+    async def _accept_file(self, found: Found, kind: Kind) -> Accepted:
+        stamp = Stamp(found.device, found.inode, found.size_bytes, found.mtime_ns)
+        copy_max = self.fleet().copy_max_bytes(kind, self.node)
+        take_over = self._claim_is_orphaned(found)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(
+            self.threads,
+            lambda: self.depot.accept_file(found.path, stamp, take_over=take_over, copy_max_bytes=copy_max),
+        )
+
+    def _claim_is_orphaned(self, found: Found) -> bool:
+        """A file that its claimer never made a record of, although it had time: we accept it instead."""
+        if time.time() - found.mtime_ns / 1e9 < CLAIM_PATIENCE_SECONDS:
+            return False
+        kind = self.fleet().kind(found.kind)
+        if kind is None or kind.namespace == "node":
+            return True
+        return not self.manifest.versions(f"{kind.name}/{found.path}")
+
+    def _put(self, name: str, accepted: Accepted, known: bool, meta: tuple[tuple[str, str], ...] = ()) -> None:
+        self.post(
+            Put(
+                0,
+                name,
+                accepted.digest,
+                accepted.blake3,
+                accepted.size,
+                accepted.mode,
+                accepted.source,
+                accepted.place,
+                known,
+                meta,
+            )
+        )
+
+    async def _wait_for_room(self, size: int) -> None:
+        """Back-pressure: while the WAL has no room, files wait on the disk where the user put them."""
+        while not self.room(size) and not self.stopping:
+            await asyncio.sleep(WAL_WAIT_SECONDS)
+
+    def _again(self, found: Found, seconds: float = RETRY_SECONDS) -> None:
+        if not self.stopping:
+            asyncio.get_running_loop().call_later(seconds, self._look_again, found)
+
+    def _look_again(self, found: Found) -> None:
+        """Take the file as it is now; the watcher reports it anew where somebody still writes to it."""
+        if self.stopping or found.path in self.queue:
+            return
+        with contextlib.suppress(OSError):
+            status = os.stat(self.root / found.path)
+            if not self.is_known(found.path, status):
+                self.queue[found.path] = Found(
+                    found.kind,
+                    found.path,
+                    status.st_dev,
+                    status.st_ino,
+                    status.st_size,
+                    status.st_mtime_ns,
+                    status.st_mode & 0o777,
+                    found.live,
+                )
+                self.wake.set()
+
+    def retry(self, record: Record, path: str) -> None:
+        """A publication met a local change at this path: accept that first."""
+        self._look_again(Found(record.kind, path, 0, 0, 0, 0, 0, live=True))
+
+    # --- live databases ---
+
+    async def _snapshots(self) -> None:
+        while True:
+            now = asyncio.get_running_loop().time()
+            due = [d for d in self.databases.values() if d.wanted and d.due_seconds <= now]
+            for database in due:
+                await self._snapshot(database)
+            await asyncio.sleep(0.1)
+
+    async def _snapshot(self, database: Database) -> None:
+        database.wanted = False
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        self.running.add(database.path)
+        try:
+            await self._wait_for_room(0)
+            taken = await loop.run_in_executor(self.threads, self._take, database)
+            if taken is not None:
+                kind = self.fleet().kind(database.kind)
+                per_node = kind is not None and kind.namespace == "node"
+                name = name_of(database.kind, database.path, self.node, per_node)
+                known = database.live or self.manifest.scanned()
+                self._put(name, taken, known, (("snapshot", "sqlite"),))
+        except (SnapshotError, StoreError, NameRefused) as problem:
+            self.report(Report("warning", "snapshot_failed", f"{database.path}: {problem}"))
+            database.wanted = True
+        finally:
+            self.running.discard(database.path)
+            spent = loop.time() - started
+            database.due_seconds = loop.time() + max(self._interval(), spent * (1 / SNAPSHOT_SHARE_MAX - 1))
+
+    def _interval(self) -> float:
+        routing = self.fleet().routing_for(self.node)
+        return max(routing.auto_sync_interval_seconds, routing.snapshot_seconds_min)
+
+    def _take(self, database: Database) -> Accepted | None:
+        """In a thread: a snapshot into a draft, accepted like any artifact; None when nothing changed."""
+        source = self.root / database.path
+        if database.facts is not None and database.facts.unchanged_since(source):
+            return None
+        draft = self.depot.draft()
+        database.facts = snapshot_database(source, draft, stop=lambda: self.stopping)
+        return self.depot.accept_draft(draft)

@@ -1,0 +1,63 @@
+"""The agent's metrics, in Prometheus' text form; read from the agent when asked, never pushed.
+
+Every name here is documented in docs/metrics.md; a test fails when one is not.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry, Gauge, generate_latest
+
+if TYPE_CHECKING:
+    from node.agent import Agent
+
+GAUGES = {
+    "spore_at_risk_artifacts": "artifacts accepted here that are not durable elsewhere yet",
+    "spore_at_risk_bytes": "bytes of those artifacts: what would be lost if this node died now",
+    "spore_members_alive": "nodes with a session to this one, itself included",
+    "spore_members_known": "nodes this one knows of, itself included",
+    "spore_wal_bytes": "bytes of the write-ahead log on disk",
+    "spore_wal_entries": "entries of the write-ahead log that are not released",
+    "spore_commit_groups": "group commits since the start",
+    "spore_commit_effects": "durable effects in those groups",
+    "spore_session_sent_bytes": "bytes of control messages sent since the start",
+    "spore_session_received_bytes": "bytes of control messages received since the start",
+    "spore_disk_used_bytes": "used bytes of the file system of the root",
+    "spore_disk_capacity_bytes": "used and available bytes of the file system of the root",
+    "spore_accepting": "1 while the disk cap allows bytes for others",
+    "spore_uptime_seconds": "seconds since the agent started",
+}
+
+
+class Metrics:
+    """A registry of gauges, filled at each scrape."""
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        self._gauges = {name: Gauge(name, text, registry=self._registry) for name, text in GAUGES.items()}
+
+    def render(self, agent: Agent) -> bytes:
+        for name, value in self._read(agent).items():
+            self._gauges[name].set(value)
+        return generate_latest(self._registry)
+
+    def _read(self, agent: Agent) -> dict[str, float]:
+        members, debts = agent.replica.members, agent.replica.debts.own_open()
+        usage = agent.wal.usage()
+        return {
+            "spore_at_risk_artifacts": len(debts),
+            "spore_at_risk_bytes": sum(debt.record.size for debt in debts),
+            "spore_members_alive": 1 + len(members.alive),
+            "spore_members_known": 1 + len(members.peers),
+            "spore_wal_bytes": usage.bytes,
+            "spore_wal_entries": usage.live_entries,
+            "spore_commit_groups": agent.committer.groups,
+            "spore_commit_effects": agent.committer.effects,
+            "spore_session_sent_bytes": agent.sessions.sent_bytes,
+            "spore_session_received_bytes": agent.sessions.received_bytes,
+            "spore_disk_used_bytes": members.own.used_bytes,
+            "spore_disk_capacity_bytes": members.own.capacity_bytes,
+            "spore_accepting": float(members.own.accepting),
+            "spore_uptime_seconds": agent.loop.time() - agent.started,
+        }
