@@ -1,0 +1,242 @@
+"""The manifest in memory, for simulated nodes: the same look-ups and the same rules as `storage.manifest`.
+
+One contract suite tests both. Everything that is iterated is sorted or was put in order, so that a seed gives the same
+trace everywhere. `snapshot` and `restore` stand for a crash: what was committed when the snapshot was taken is what the
+node finds when it comes up again.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right, insort
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from protocol.catalogue import HOLDERS_MAX, SHARERS_MAX, VERSIONS_MAX
+from protocol.fingerprints import cluster_key, holding_fingerprint, record_fingerprint
+from protocol.values import (
+    Batch,
+    Digest,
+    Holding,
+    HoldingKey,
+    Member,
+    NodeId,
+    Place,
+    Record,
+    RecordKey,
+    Rows,
+    State,
+    newer,
+)
+
+PAGE_ROWS_MAX = 1_000  # as the agent's manifest pages them
+
+Page = tuple[tuple[Record, tuple[Holding, ...]], ...]
+Key = TypeVar("Key", RecordKey, HoldingKey, str)
+Indexed = TypeVar("Indexed", str, bytes)
+Value = TypeVar("Value")
+
+
+@dataclass(slots=True)
+class Tables:
+    """All that is committed. Values are immutable, so that a copy of the dictionaries is a copy of the state."""
+
+    records: dict[RecordKey, Record] = field(default_factory=dict)
+    names: dict[str, tuple[RecordKey, ...]] = field(default_factory=dict)
+    sharers: dict[Digest, tuple[RecordKey, ...]] = field(default_factory=dict)  # of live records
+    holdings: dict[HoldingKey, Holding] = field(default_factory=dict)
+    holders: dict[Digest, tuple[HoldingKey, ...]] = field(default_factory=dict)  # present ones
+    members: dict[NodeId, Member] = field(default_factory=dict)
+    places: dict[str, Place] = field(default_factory=dict)
+    paths: dict[Digest, tuple[str, ...]] = field(default_factory=dict)
+    combined: int = 0  # exclusive-or of fingerprints
+    present: int = 0  # count of present holdings
+    last_hlc: int = 0
+
+    def copy(self) -> Tables:
+        return Tables(
+            dict(self.records),
+            dict(self.names),
+            dict(self.sharers),
+            dict(self.holdings),
+            dict(self.holders),
+            dict(self.members),
+            dict(self.places),
+            dict(self.paths),
+            self.combined,
+            self.present,
+            self.last_hlc,
+        )
+
+
+class MemoryCatalogue:
+    """A `Catalogue` over dictionaries that also takes batches, as the manifest of `node` in `cluster` would."""
+
+    def __init__(self, cluster: str, node: NodeId) -> None:
+        self._key = cluster_key(cluster)
+        self._node = node
+        self._tables = Tables()
+        self._sorted: list[RecordKey] | None = None  # record keys in order; None when they changed
+
+    # A crash
+
+    def snapshot(self) -> Tables:
+        """What is committed now; later batches do not reach it."""
+        return self._tables.copy()
+
+    def restore(self, tables: Tables) -> None:
+        """Be what the snapshot was; it can be restored again."""
+        self._tables = tables.copy()
+        self._sorted = None
+
+    # Look-ups
+
+    def record(self, key: RecordKey) -> Record | None:
+        return self._tables.records.get(RecordKey(*key))
+
+    def versions(self, name: str) -> tuple[Record, ...]:
+        keys = self._tables.names.get(name, ())
+        return tuple(self._tables.records[key] for key in reversed(keys[-VERSIONS_MAX:]))
+
+    def sharers(self, digest: Digest) -> tuple[Record, ...]:
+        return tuple(self._tables.records[key] for key in self._tables.sharers.get(digest, ())[:SHARERS_MAX])
+
+    def holding(self, key: HoldingKey) -> Holding | None:
+        return self._tables.holdings.get(HoldingKey(*key))
+
+    def holdings(self, digest: Digest) -> tuple[Holding, ...]:
+        return tuple(self._tables.holdings[key] for key in self._tables.holders.get(digest, ())[:HOLDERS_MAX])
+
+    def member(self, node: NodeId) -> Member | None:
+        return self._tables.members.get(node)
+
+    def members(self) -> tuple[Member, ...]:
+        return tuple(self._tables.members[node] for node in sorted(self._tables.members))
+
+    def places(self, digest: Digest) -> tuple[Place, ...]:
+        return tuple(self._tables.places[path] for path in self._tables.paths.get(digest, ()))
+
+    def place(self, path: str) -> Place | None:
+        return self._tables.places.get(path)
+
+    def fold(self) -> tuple[int, int]:
+        return len(self._tables.records) + self._tables.present, self._tables.combined
+
+    def last_hlc(self) -> int:
+        return self._tables.last_hlc
+
+    # Batches
+
+    def apply(self, batches: Sequence[Batch]) -> None:
+        """Commit batches in order; within each, what is dropped is dropped first."""
+        for batch in batches:
+            for key in batch.forget_records:
+                self._drop_record(RecordKey(*key))
+            for path in batch.forget_places:
+                self._drop_place(path)
+            for record in batch.rows.records:
+                self._put_record(record)
+            for holding in batch.rows.holdings:
+                self._put_holding(holding)
+            for member in batch.rows.members:
+                self._put_member(member)
+            for place in batch.places:
+                self._drop_place(place.path)
+                self._tables.places[place.path] = place
+                _insert(self._tables.paths, place.digest, place.path)
+
+    def _put_record(self, record: Record) -> None:
+        ours = self._tables.records.get(record.key)
+        if ours is not None and record.state <= ours.state:
+            return
+        self._drop_record(record.key)
+        self._tables.records[record.key] = record
+        _insert(self._tables.names, record.name, record.key)
+        if record.state is State.LIVE:
+            _insert(self._tables.sharers, record.digest, record.key)
+        self._tables.combined ^= record_fingerprint(self._key, record)
+        self._stamp(record.origin, record.hlc)
+        self._sorted = None
+
+    def _drop_record(self, key: RecordKey) -> None:
+        record = self._tables.records.pop(key, None)
+        if record is None:
+            return
+        _remove(self._tables.names, record.name, key)
+        _remove(self._tables.sharers, record.digest, key)
+        self._tables.combined ^= record_fingerprint(self._key, record)
+        self._sorted = None
+
+    def _put_holding(self, holding: Holding) -> None:
+        ours = self._tables.holdings.get(holding.key)
+        if not newer(ours, holding):
+            return
+        self._tables.holdings[holding.key] = holding
+        self._stamp(holding.node, holding.seq)
+        was = ours is not None and ours.present
+        if holding.present == was:
+            return
+        self._tables.combined ^= holding_fingerprint(self._key, holding)
+        self._tables.present += 1 if holding.present else -1
+        if holding.present:
+            _insert(self._tables.holders, holding.digest, holding.key)
+        else:
+            _remove(self._tables.holders, holding.digest, holding.key)
+
+    def _put_member(self, member: Member) -> None:
+        if newer(self._tables.members.get(member.node), member):
+            self._tables.members[member.node] = member
+            self._stamp(member.node, member.seq)
+
+    def _drop_place(self, path: str) -> None:
+        place = self._tables.places.pop(path, None)
+        if place is not None:
+            _remove(self._tables.paths, place.digest, path)
+
+    def _stamp(self, node: NodeId, hlc: int) -> None:
+        if node == self._node:
+            self._tables.last_hlc = max(self._tables.last_hlc, hlc)
+
+    # Pages
+
+    def scan(self, after: tuple[str, int, str], limit: int) -> tuple[Page, bool]:
+        """At most `limit` records after a key, in key order, with their present holdings; True when none follow."""
+        if self._sorted is None:
+            self._sorted = sorted(self._tables.records)
+        start = bisect_right(self._sorted, RecordKey(*after))
+        records = [self._tables.records[key] for key in self._sorted[start : start + limit]]
+        page = tuple((record, self._present(record.digest)) for record in records)
+        return page, start + limit >= len(self._sorted)
+
+    def _present(self, digest: Digest) -> tuple[Holding, ...]:
+        return tuple(self._tables.holdings[key] for key in self._tables.holders.get(digest, ()))
+
+    def rows_pages(self, page_rows: int = PAGE_ROWS_MAX) -> Iterator[Rows]:
+        """Every committed row, withdrawn holdings too, in pages of one table each."""
+        for record_page in _pages(self._tables.records, page_rows):
+            yield Rows(records=record_page)
+        for holding_page in _pages(self._tables.holdings, page_rows):
+            yield Rows(holdings=holding_page)
+        for member_page in _pages(self._tables.members, page_rows):
+            yield Rows(members=member_page)
+
+
+def _pages(table: dict[Key, Value], page_rows: int) -> Iterator[tuple[Value, ...]]:
+    keys = sorted(table)
+    for start in range(0, len(keys), page_rows):
+        yield tuple(table[key] for key in keys[start : start + page_rows])
+
+
+def _insert(index: dict[Indexed, tuple[Key, ...]], at: Indexed, key: Key) -> None:
+    """Add to a sorted entry of an index; entries are short, and immutable for the sake of snapshots."""
+    keys = list(index[at]) if at in index else []
+    insort(keys, key)
+    index[at] = tuple(keys)
+
+
+def _remove(index: dict[Indexed, tuple[Key, ...]], at: Indexed, key: Key) -> None:
+    """Take out of an index what may not be in it; an entry that becomes empty goes."""
+    if at in index:
+        index[at] = tuple(entry for entry in index[at] if entry != key)
+        if not index[at]:
+            del index[at]
