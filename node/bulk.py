@@ -1,0 +1,302 @@
+"""The serving end of the bulk path: blobs and chunk lists by range, uploads taken in. HTTP/1.1 in blocking threads.
+
+    GET  /v1/blob/{digest}                       the bytes; one Range; ETag is the digest
+    GET  /v1/chunks/{digest}?from=F&count=N      chunk digests, 32 bytes each, at most 16,384 of them
+    POST /v1/push/{transfer}                     an expected upload (see `inbox`), frames as in `parcels`
+
+The listener hands over accepted sockets whose ClientHello asks for ALPN `spore-bulk`; `serve` runs in a thread for each
+until it closes. asyncio never sees these bytes. The peer's certificate is checked in the handshake and again at every
+request, so that a connection kept open does not outlive a revocation. A file is checked after each read and before
+what was read is sent: a changed file ends the connection, it never becomes wrong bytes.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from node.admission import PeerRefused, explain_handshake_error
+from node.bulk_http import (
+    BULK_ALPN,
+    BadHead,
+    ChunkedBody,
+    Head,
+    UnsatisfiableRange,
+    answer_head,
+    byte_range,
+    json_body,
+    read_head,
+)
+from node.bulk_store import BulkDepot, read_checked
+from node.bulk_stream import Patience, Stream, StreamBroken
+from node.inbox import Expected, Inbox
+from node.parcels import FrameReader
+from node.progress import Progress
+from node.receiver import Receiver, WrongBytesHook
+from node.throttle import Throttle
+from node.tls import IdentityContexts
+from protocol.chunks import CHUNK_BYTES, LIST_PAGE_CHUNKS
+from protocol.effects import Report
+from protocol.events import Arrived
+from protocol.values import Digest
+from storage.blobs import Blob
+from storage.refusals import StoreError
+
+CONNECTIONS_MAX = 128  # a thread and, when sending, 1 MiB each; the core lets 64 uploads in at once
+KEPT_MAX = 32  # with more connections than this (half of the listener's), each ends after its request: none idles
+FAILED_TOLD_MAX = 1_000  # failures listed in an answer: as many artifacts as an offer holds
+
+_BLOB = re.compile(r"/v1/blob/([0-9a-f]{64})")
+_CHUNKS = re.compile(r"/v1/chunks/([0-9a-f]{64})(?:\?from=(\d{1,10})&count=(\d{1,10}))?")
+_PUSH = re.compile(r"/v1/push/(\d{1,19})")
+_REQUEST = re.compile(r"(GET|POST) (\S{1,1024}) HTTP/1\.1")
+
+
+@dataclass(frozen=True, slots=True)
+class Hooks:
+    """Whom the bulk server tells; all are called from its threads.
+
+    `refused` gets (reason, address without port, sentence), as `refusals.RefusalLog.refused` takes them.
+    """
+
+    on_arrived: Callable[[Arrived], None]
+    on_wrong_bytes: WrongBytesHook
+    on_report: Callable[[Report], None]
+    refused: Callable[[str, str, str], None]
+
+
+class BulkServer:
+    """Serves bulk connections; `inbox` is where the driver announces the uploads to expect."""
+
+    def __init__(
+        self,
+        contexts: IdentityContexts,
+        depot: BulkDepot,
+        throttle: Throttle,
+        hooks: Hooks,
+        patience: Patience | None = None,
+    ) -> None:
+        self.contexts = contexts
+        self.depot = depot
+        self.throttle = throttle
+        self.hooks = hooks
+        self.inbox = Inbox(hooks.on_arrived)
+        self.patience = patience or Patience()
+        self._context = contexts.server([BULK_ALPN])  # made here: contexts are not made from threads
+        self._changed = threading.Condition()
+        self._streams: set[Stream] = set()
+        self._stopping = False
+
+    def serve(self, sock: socket.socket, address: str) -> None:
+        """Serve one accepted connection until it ends; takes the socket over. Never raises; runs in its own thread."""
+        try:
+            sock.setblocking(True)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            wrapped = self._context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
+        except (OSError, ValueError):
+            sock.close()  # it was reset before we came to it
+            return
+        stream = Stream(wrapped, address, self.patience)
+        if not self._enter(stream):
+            stream.close()
+            return
+        try:
+            self._serve(stream, address)
+        except Exception as problem:  # a fault of ours ends one connection, is seen, and the agent goes on
+            self.report("error", "bulk_fault", f"serving {stream.peer} failed unexpectedly: {problem!r}")
+        finally:
+            stream.close()
+            self._leave(stream)
+
+    def stop(self, deadline_seconds: float) -> bool:
+        """Cut every connection and wait for their threads; whether all have ended. Uploads end as `Arrived` first."""
+        with self._changed:
+            self._stopping = True
+            for stream in self._streams:
+                stream.abort()
+            return self._changed.wait_for(lambda: not self._streams, deadline_seconds)
+
+    def snapshot(self) -> tuple[Progress, ...]:
+        """The uploads being received."""
+        return self.inbox.snapshot()
+
+    def keeps(self) -> bool:
+        """Whether a connection may idle until its next request."""
+        with self._changed:
+            return not self._stopping and len(self._streams) <= KEPT_MAX
+
+    def report(self, level: str, event: str, sentence: str) -> None:
+        self.hooks.on_report(Report(level, event, sentence))
+
+    def _enter(self, stream: Stream) -> bool:
+        with self._changed:
+            if self._stopping or len(self._streams) >= CONNECTIONS_MAX:
+                return False
+            self._streams.add(stream)
+            return True
+
+    def _leave(self, stream: Stream) -> None:
+        with self._changed:
+            self._streams.discard(stream)
+            self._changed.notify_all()
+
+    def _serve(self, stream: Stream, address: str) -> None:
+        try:
+            stream.handshake()
+            stream.peer = self.contexts.check(stream.certificate).node
+        except OSError as problem:
+            fault = explain_handshake_error(problem)
+            self.hooks.refused(fault.reason, address.rpartition(":")[0] or address, fault.sentence)
+            return
+        try:
+            _Connection(self, stream).run()
+        except StreamBroken as problem:
+            self.report("info", "bulk_closed", str(problem))
+        except PeerRefused as problem:  # its certificate was good when it came, and is not any more
+            self.hooks.refused(problem.reason, stream.peer, problem.message)
+
+
+class _Connection:
+    """One authenticated connection: requests answered one after the other."""
+
+    def __init__(self, server: BulkServer, stream: Stream) -> None:
+        self._server = server
+        self._stream = stream
+        self._buffer = memoryview(b"")
+
+    def run(self) -> None:
+        while self._stream.await_byte(self._stream.patience.idle_seconds):
+            self._stream.expect_within(self._stream.patience.head_seconds)
+            try:
+                keep = self._answer(read_head(self._stream))
+            except BadHead as problem:
+                keep = self._refuse(400, str(problem), keep=False)
+            if not keep:
+                return
+
+    def _answer(self, head: Head) -> bool:
+        """Answer one request; whether the connection can take another one."""
+        self._server.contexts.check(self._stream.certificate)
+        request = _REQUEST.fullmatch(head.line)
+        if not request:
+            raise BadHead(f"{head.line[:60]!r} is not a request this port answers")
+        method, path = request[1], request[2]
+        keep = not head.closes and self._server.keeps()
+        if method == "POST":
+            push = _PUSH.fullmatch(path)
+            return self._push(int(push[1]), head, keep) if push else self._refuse(404, "no such resource", keep=False)
+        if head.length or "transfer-encoding" in head.headers:
+            raise BadHead("a GET request has no body")
+        if blob := _BLOB.fullmatch(path):
+            return self._blob(bytes.fromhex(blob[1]), head, keep)
+        if chunks := _CHUNKS.fullmatch(path):
+            return self._chunks(bytes.fromhex(chunks[1]), int(chunks[2] or 0), int(chunks[3] or 0), keep)
+        return self._refuse(404, "no such resource", keep=keep)
+
+    # What is held
+
+    def _blob(self, digest: Digest, head: Head, keep: bool) -> bool:
+        try:
+            blob = self._server.depot.open_blob(digest)
+        except (StoreError, OSError) as problem:
+            return self._refuse(500, str(problem), keep=keep)
+        if blob is None:
+            return self._refuse(404, f"{self._server.contexts.identity.node} does not hold {digest.hex()}", keep=keep)
+        try:
+            return self._send_blob(digest, blob, head.headers.get("range"), keep)
+        except UnsatisfiableRange:
+            return self._refuse(
+                416, "the range lies outside the artifact", keep, {"Content-Range": f"bytes */{blob.size}"}
+            )
+        except (StoreError, OSError) as problem:
+            self._server.report("warning", "blob_changed", f"stopped serving {digest.hex()}: {problem}")
+            return False  # the short body tells the peer
+        finally:
+            blob.close()
+
+    def _send_blob(self, digest: Digest, blob: Blob, wanted: str | None, keep: bool) -> bool:
+        part = byte_range(wanted, blob.size)
+        first, end = part or (0, blob.size)
+        headers: dict[str, str | int] = {"ETag": f'"{digest.hex()}"', "Accept-Ranges": "bytes"}
+        if part:
+            headers["Content-Range"] = f"bytes {first}-{end - 1}/{blob.size}"
+        self._head(206 if part else 200, end - first, "application/octet-stream", keep, headers)
+        if not self._buffer:
+            self._buffer = memoryview(bytearray(CHUNK_BYTES))
+        while first < end:
+            view = self._buffer[: min(CHUNK_BYTES, end - first)]
+            read_checked(blob, view, first)
+            self._stream.send(view, self._server.throttle.take)
+            first += len(view)
+        return keep
+
+    def _chunks(self, digest: Digest, first: int, count: int, keep: bool) -> bool:
+        try:
+            leaves = self._server.depot.leaves(digest)
+        except (StoreError, OSError) as problem:
+            return self._refuse(500, str(problem), keep=keep)
+        if leaves is None:
+            return self._refuse(404, f"there is no chunk list of {digest.hex()} here", keep=keep)
+        page = b"".join(leaves[first : first + min(count or LIST_PAGE_CHUNKS, LIST_PAGE_CHUNKS)])
+        self._head(200, len(page), "application/octet-stream", keep)
+        self._stream.send(page)
+        return keep
+
+    # What comes in
+
+    def _push(self, transfer: int, head: Head, keep: bool) -> bool:
+        waits = head.headers.get("expect", "").lower() == "100-continue"
+        if head.headers.get("transfer-encoding", "").lower() != "chunked":
+            return self._refuse(411, "an upload is sent in chunked transfer coding", keep=False)
+        expected = self._server.inbox.claim(self._stream.peer, transfer, self._stream.abort)
+        if expected is None:
+            sentence = f"transfer {transfer} is not expected from {self._stream.peer}"
+            return self._refuse(409, sentence, keep=keep and waits)
+        if not self._receive(expected, waits):
+            return False
+        failed = [(record.digest.hex(), why) for record, why in expected.failed[:FAILED_TOLD_MAX]]
+        body = json_body({"complete": len(expected.complete), "failed": failed})
+        self._head(200, len(body), "application/json", keep)
+        self._stream.send(body)
+        return keep
+
+    def _receive(self, expected: Expected, waits: bool) -> bool:
+        """Take the upload in; it ends as `Arrived`, once, however it ends. Whether the stream came to its end."""
+        frames = FrameReader(ChunkedBody(self._stream), self._stream.peer)
+        receiver = Receiver(expected, self._server.depot, frames, self._server.hooks.on_wrong_bytes)
+        why = "the upload broke off"
+        try:
+            if waits:
+                self._stream.send(b"HTTP/1.1 100 Continue\r\n\r\n")
+            self._stream.flow()
+            receiver.receive()
+            why = f"{self._stream.peer} did not send it"
+            return True
+        except StreamBroken as problem:
+            why = str(problem)
+            self._server.report("warning", "upload_broken", why)
+            return False
+        finally:
+            try:
+                receiver.close()
+            finally:
+                self._server.inbox.finish(expected, why)
+
+    # Answers
+
+    def _head(
+        self, status: int, length: int, content_type: str, keep: bool, more: dict[str, str | int] | None = None
+    ) -> None:
+        headers: dict[str, str | int] = {"Content-Length": length, "Content-Type": content_type, **(more or {})}
+        if not keep:
+            headers["Connection"] = "close"
+        self._stream.send(answer_head(status, headers))
+
+    def _refuse(self, status: int, sentence: str, keep: bool, more: dict[str, str | int] | None = None) -> bool:
+        body = json_body({"error": sentence})
+        self._head(status, len(body), "application/json", keep, more)
+        self._stream.send(body)
+        return keep

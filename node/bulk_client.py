@@ -1,0 +1,215 @@
+"""The dialling end of the bulk path: connections to peers, kept for reuse, and requests over them.
+
+A `Job` is one transfer's hold on its connections: `cancel` from any thread ends it at once, wherever it blocks.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+
+from node.admission import explain_handshake_error
+from node.bulk_http import BULK_ALPN, SENTENCE_BYTES_MAX, BadHead, Head, read_head, request_head
+from node.bulk_stream import Patience, Stream, StreamBroken
+from node.tls import IdentityContexts
+from protocol.values import NodeId
+
+CONNECT_SECONDS = 5.0  # three SYNs; a host that does not answer them is for the membership to judge
+KEPT_PER_PEER_MAX = 4  # as many uploads as the core runs to one peer at once
+KEPT_MAX = 64  # sockets kept open for all peers together
+KEPT_SECONDS_SPARE = 5.0  # a kept connection is not used in its last seconds: the peer may be closing it
+
+_ADDRESS = re.compile(r"\[?([^\[\]]+)\]?:(\d{1,5})")
+
+
+class Cancelled(StreamBroken):
+    """The transfer was given up on this side."""
+
+
+class Job:
+    """The connections of one transfer, so that they can be cut from outside."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._streams: set[Stream] = set()
+        self.why = ""  # set once, by `cancel`
+
+    @property
+    def cancelled(self) -> bool:
+        return bool(self.why)
+
+    def cancel(self, why: str) -> None:
+        with self._lock:
+            self.why = self.why or why
+            for stream in self._streams:
+                stream.abort()
+
+    def adopt(self, stream: Stream) -> None:
+        with self._lock:
+            self._streams.add(stream)
+        self.go_on()
+
+    def release(self, stream: Stream) -> None:
+        with self._lock:
+            self._streams.discard(stream)
+
+    def go_on(self) -> None:
+        """Raise Cancelled when the transfer was given up."""
+        if self.why:
+            raise Cancelled(self.why)
+
+
+class Connection:
+    """One bulk connection to a peer whose certificate has been checked."""
+
+    def __init__(self, peer: NodeId, stream: Stream) -> None:
+        self.peer = peer
+        self.stream = stream
+        self.reused = False
+        self.idle_since = 0.0
+
+    def send_request(self, method: str, path: str, headers: dict[str, str]) -> None:
+        self.stream.send(request_head(method, path, {"Host": self.peer, **headers}))
+
+    def read_answer(self, within_seconds: float) -> Head:
+        self.stream.expect_within(within_seconds)
+        try:
+            head = read_head(self.stream)
+            if head.status < 100:
+                raise BadHead("the answer has no valid status")
+            self.stream.flow()
+            return head
+        except BadHead as problem:
+            raise StreamBroken(f"{self.peer} answered in a way that is not understood: {problem}") from problem
+
+    def get(self, path: str, headers: dict[str, str]) -> Head:
+        self.send_request("GET", path, headers)
+        return self.read_answer(self.stream.patience.stall_seconds)
+
+    def read_sentence(self, head: Head) -> str:
+        """The reason in a refusal's body."""
+        try:
+            length = head.length
+            if length > SENTENCE_BYTES_MAX:
+                raise StreamBroken(f"{self.peer} answered {head.status} with {length} bytes")
+            body = bytearray(length)
+            self.stream.read_into(memoryview(body))
+            return f"{self.peer}: {str(json.loads(body)['error'])[:500]}"
+        except (BadHead, ValueError, KeyError, TypeError):
+            return f"{self.peer} answered {head.status}"
+
+
+class Connections:
+    """Dials peers and keeps a few idle connections to each. Thread-safe."""
+
+    def __init__(
+        self, contexts: IdentityContexts, address_of: Callable[[NodeId], str | None], patience: Patience
+    ) -> None:
+        self.patience = patience
+        self._contexts = contexts
+        self._context = contexts.client([BULK_ALPN])  # made here: contexts are not made from threads
+        self._address_of = address_of
+        self._lock = threading.Lock()
+        self._kept: dict[NodeId, list[Connection]] = {}
+        self._closed = False
+
+    def take(self, peer: NodeId, job: Job, fresh: bool = False) -> Connection:
+        """A connection for this job, kept or new. Raises StreamBroken with the reason why there is none."""
+        job.go_on()
+        connection = None if fresh else self._take_kept(peer)
+        if connection is None:
+            connection = self._dial(peer, job)
+        try:
+            job.adopt(connection.stream)
+        except Cancelled:
+            self.drop(connection, job)
+            raise
+        return connection
+
+    def give_back(self, connection: Connection, job: Job) -> None:
+        """Its last answer was read whole: keep it for the next request."""
+        job.release(connection.stream)
+        connection.reused, connection.idle_since = True, time.monotonic()
+        with self._lock:
+            kept = self._kept.setdefault(connection.peer, [])
+            room = len(kept) < KEPT_PER_PEER_MAX and sum(map(len, self._kept.values())) < KEPT_MAX
+            if room and not self._closed and not job.cancelled:
+                kept.append(connection)
+                return
+        connection.stream.close()
+
+    def drop(self, connection: Connection, job: Job) -> None:
+        job.release(connection.stream)
+        connection.stream.close()
+
+    def prune(self) -> None:
+        """Close what has been idle too long; also done by every `take`."""
+        with self._lock:
+            stale = self._stale()
+        for connection in stale:
+            connection.stream.close()
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+            kept = [connection for idle in self._kept.values() for connection in idle]
+            self._kept.clear()
+        for connection in kept:
+            connection.stream.close()
+
+    def _take_kept(self, peer: NodeId) -> Connection | None:
+        self.prune()
+        with self._lock:
+            kept = self._kept.get(peer)
+            return kept.pop() if kept else None
+
+    def _stale(self) -> list[Connection]:
+        oldest = time.monotonic() - max(0.0, self.patience.idle_seconds - KEPT_SECONDS_SPARE)
+        stale = []
+        for peer, kept in list(self._kept.items()):
+            stale += [connection for connection in kept if connection.idle_since < oldest]
+            self._kept[peer] = [connection for connection in kept if connection.idle_since >= oldest]
+            if not self._kept[peer]:
+                del self._kept[peer]
+        return stale
+
+    def _dial(self, peer: NodeId, job: Job) -> Connection:
+        address = self._address_of(peer)
+        if not address:
+            raise StreamBroken(f"no address is known for {peer}")
+        match = _ADDRESS.fullmatch(address)
+        if not match:
+            raise StreamBroken(f"the address {address!r} of {peer} is not host:port")
+        try:
+            sock = socket.create_connection((match[1], int(match[2])), CONNECT_SECONDS)
+        except (OSError, OverflowError) as problem:
+            raise StreamBroken(f"{peer} cannot be reached at {address}: {problem}") from problem
+        return Connection(peer, self._secured(sock, peer, address, job))
+
+    def _secured(self, sock: socket.socket, peer: NodeId, address: str, job: Job) -> Stream:
+        try:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            wrapped = self._context.wrap_socket(sock, do_handshake_on_connect=False)
+        except (OSError, ValueError) as problem:
+            with suppress(OSError):
+                sock.close()
+            raise StreamBroken(f"{peer} at {address} closed the connection at once: {problem}") from problem
+        stream = Stream(wrapped, peer, self.patience)
+        try:
+            job.adopt(stream)
+            stream.handshake()
+            self._contexts.check(stream.certificate, peer)
+            return stream
+        except OSError as problem:
+            stream.close()
+            raise StreamBroken(f"{peer} at {address}: {explain_handshake_error(problem).sentence}") from problem
+        except Cancelled:
+            stream.close()
+            raise
+        finally:
+            job.release(stream)

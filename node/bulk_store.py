@@ -1,0 +1,45 @@
+"""What the bulk path needs of the store: the part of `storage.depot.Depot` that moves bytes, as a protocol.
+
+Every method blocks and is called from bulk threads, several at once. Whatever fails raises a `StoreError` (or an
+`OSError`), whose message is a sentence fit for the peer and the log.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from protocol.values import Digest, Record
+from storage.blobs import Blob
+from storage.partials import Chunk, Partial
+from storage.refusals import BlobChanged
+
+
+class BulkDepot(Protocol):
+    def open_blob(self, digest: Digest) -> Blob | None:
+        """The bytes of a digest, or None when they are not held here (any more)."""
+        ...
+
+    def leaves(self, digest: Digest) -> tuple[Digest, ...] | None:
+        """The chunk list of a digest that is held here."""
+        ...
+
+    def partial(self, record: Record) -> Partial:
+        """The staging file of a record for which room was reserved."""
+        ...
+
+    def arrive_small(self, items: list[tuple[Record, Chunk]]) -> list[tuple[Record, str]]:
+        """Verify and write many at once; returns those that failed, each with the reason."""
+        ...
+
+
+def read_checked(blob: Blob, view: memoryview, offset: int) -> None:
+    """Fill the view from the blob, or raise BlobChanged (or what the disk says): what is in the view may be sent."""
+    at = 0
+    while at < len(view):
+        count = blob.read_into(view[at:], offset + at)
+        if count == 0:
+            break
+        at += count
+    blob.check()
+    if at < len(view):
+        raise BlobChanged(f"the file ends {len(view) - at} bytes early")
