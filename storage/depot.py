@@ -7,6 +7,7 @@ thread; the event loop calls none of them. Refusals and failures are `StoreError
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from storage.blobs import Blob, FileBlob, InlineBlob, whole
 from storage.claims import Claims
 from storage.copies import hash_file
 from storage.files import FileLayer
-from storage.folders import Stamp, checked_parts, entry_status, open_below, place_stamp, stamp_of, walk
+from storage.folders import Stamp, checked_parts, entry_status, open_below, place_of, place_stamp, stamp_of, walk
 from storage.partials import Chunk, Partial
 from storage.places import Lookups, Places
 from storage.private import PrivateFiles
@@ -86,6 +87,16 @@ class Depot:
         content = self._lookups.inline_of(digest)
         return None if content is None else InlineBlob(content)
 
+    def open_staged(self, record: Record) -> Blob | None:
+        """Verified bytes that stand in staging without being held: what `spore get` fetched. None when they do not."""
+        if not self._staging.here(record):
+            return None
+        path = self._staging.path(record.digest)
+        with sentences(f"open {record.name}"):
+            fd = self._files.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+            place = place_of(str(path), record.digest, stamp_of(self._files.fstat(fd)))
+        return FileBlob(self._files, fd, place, lambda place, why: None)
+
     def leaves(self, digest: Digest) -> tuple[Digest, ...] | None:
         """The chunk list of what we hold; hashed again, and remembered, where it is not known. None: not held."""
         known = self._lookups.load_leaves(digest)
@@ -141,8 +152,14 @@ class Depot:
         refused: list[str] = []
         for parcel in parcels:
             refusal = self._reserve_one(transfer, parcel.record)
+            stripes: tuple[Stripe, ...] = ()
+            try:
+                stripes = stripes if refusal else self._missing(parcel)
+            except StoreError as error:
+                self.room.release(transfer, parcel.record.digest)
+                refusal = str(error)
             refused.append(refusal)
-            missing.append(() if refusal else self._missing(parcel))
+            missing.append(stripes)
         return Reservation(tuple(missing), tuple(refused))
 
     def unreserve(self, transfer: int) -> None:

@@ -80,7 +80,7 @@ class ChunkedPartial:
         self._leaves = self._load_leaves()
         self._marked = self._load_marks()
         self._written = Marks(self._total, bytes(self._marked.bits))
-        self._hints_fd = files.open(sidecar(path, "hints"), os.O_RDWR | os.O_CREAT)
+        self._hints_fd = -1  # opened when there is something to hint at
         self._believe_hints()
 
     @property
@@ -165,7 +165,8 @@ class ChunkedPartial:
 
     def release(self) -> None:
         """Called by staging when nobody uses this any more."""
-        self._files.close(self._hints_fd)
+        if self._hints_fd >= 0:
+            self._files.close(self._hints_fd)
         self._files.close(self._fd)
 
     def _verify(self, index: int, chunk: Chunk) -> None:
@@ -200,6 +201,8 @@ class ChunkedPartial:
 
     def _hint(self, index: int) -> None:
         with self._changed, suppress(OSError):  # a lost hint costs one chunk after a crash, nothing else
+            if self._hints_fd < 0:
+                self._hints_fd = self._files.open(sidecar(self._path, "hints"), os.O_RDWR | os.O_CREAT)
             self._files.pwrite(self._hints_fd, index.to_bytes(HINT_BYTES, "little"), self._hinted * HINT_BYTES)
             self._hinted += 1
 
@@ -217,6 +220,8 @@ class ChunkedPartial:
     def _drop_hints(self, marked: frozenset[int]) -> None:
         with self._changed:
             self._unmarked -= marked
+            if self._hints_fd < 0:
+                return
             rest = b"".join(index.to_bytes(HINT_BYTES, "little") for index in sorted(self._unmarked))
             self._files.ftruncate(self._hints_fd, 0)
             self._files.pwrite(self._hints_fd, rest, 0)
