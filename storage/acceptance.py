@@ -20,7 +20,7 @@ from protocol.values import Digest, Place
 from storage.claims import Claims
 from storage.copies import Hashed, copy_hashed, create_draft, finish, hash_file, try_reflink
 from storage.files import FileLayer
-from storage.folders import Stamp, entry_status, open_below, place_of, remove_if_there, stamp_of
+from storage.folders import Stamp, discard_draft, entry_status, open_below, place_of, stamp_of
 from storage.places import Places
 from storage.private import PrivateFiles
 from storage.refusals import FileChanging, NoRoom, PathRefused, sentences
@@ -115,7 +115,7 @@ class Acceptance:
                     self._files.close(fd)
                 return _accepted(hashed, mode, source, None)
         finally:
-            remove_if_there(self._files, draft)
+            discard_draft(self._files, draft)
 
     def _take_in(self, intake: Intake, mode: int) -> Accepted:
         with sentences("keep the bytes of a put"):
@@ -142,7 +142,7 @@ class Acceptance:
             finally:
                 self._files.close(draft_fd)
         finally:
-            remove_if_there(self._files, draft)
+            discard_draft(self._files, draft)
         return _accepted(hashed, 0, source, place)
 
     def _read_small(self, fd: int) -> tuple[Hashed, bytes]:
@@ -214,7 +214,7 @@ class Intake:
         """Close and remove what was not kept; call it in any case."""
         if self.draft is not None:
             self._files.close(self.fd)
-            remove_if_there(self._files, self.draft)
+            discard_draft(self._files, self.draft)
             self.draft = None
 
     def _begin_draft(self) -> None:

@@ -154,3 +154,9 @@ def remove_if_there(files: FileLayer, path: Path) -> bool:
     except FileNotFoundError:
         return False
     return True
+
+
+def discard_draft(files: FileLayer, path: Path) -> None:
+    """Remove a draft if it is still there. One that cannot be removed means nothing, and the next start clears it."""
+    with suppress(OSError):
+        files.unlink(path)

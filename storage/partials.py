@@ -135,6 +135,7 @@ class ChunkedPartial:
                 self._files.fsync_dir(self._path.parent)
                 self._name_durable = True
             replace_file(self._files, sidecar(self._path, "map"), self._encoded())
+            self._files.fsync_dir(self._path.parent)  # else the map that counts could be any older one
             self._drop_hints(pending)
 
     def sync(self, pending: frozenset[int] | None = None, data_only: bool = True) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from protocol.values import Digest, Place
 from storage.copies import copy_hashed, create_draft, hash_file, try_reflink
 from storage.files import FileLayer
-from storage.folders import Stamp, entry_status, place_of, place_stamp, remove_if_there, stamp_of
+from storage.folders import Stamp, discard_draft, entry_status, place_of, place_stamp, stamp_of
 from storage.places import Places
 from storage.refusals import FileChanging
 from storage.staging import Staging
@@ -40,29 +40,27 @@ class PrivateFiles:
         """Name a synced file of ours; the draft is gone afterwards. Raises OSError."""
         with self._lock:
             relpath = self._store.private_path(digest)
-            target = self._store.root / relpath
             existing = self._existing(relpath, digest)
             if existing is None:
-                self._files.rename(draft, target)  # nothing of worth bears the name: it was just looked at
+                self._give_name(draft, self._store.root / relpath)
                 existing = place_of(relpath, digest, stamp)
                 self._places.remember(existing)
-            remove_if_there(self._files, draft)
+            discard_draft(self._files, draft)
             return existing
 
     def adopt_file(self, path: Path, place: Place) -> Place:
         """Give a published file a private name too, so that its path can be taken. Raises OSError, FileChanging."""
         with self._lock:
             relpath = self._store.private_path(place.digest)
-            target = self._store.root / relpath
             existing = self._existing(relpath, place.digest)
             if existing:
                 return existing
             draft = self._staging.draft()
             try:
                 stamp = self._second_name(path, draft, place)
-                self._files.rename(draft, target)
+                self._give_name(draft, self._store.root / relpath)
             finally:
-                remove_if_there(self._files, draft)
+                discard_draft(self._files, draft)
             kept = place_of(relpath, place.digest, stamp)
             self._places.remember(kept)
             return kept
@@ -99,6 +97,17 @@ class PrivateFiles:
             finally:
                 self._files.close(fd)
         return None
+
+    def _give_name(self, draft: Path, target: Path) -> None:
+        """Link, which is certain once `versions/` is synced. A rename, used where a link cannot be had or where
+        something worthless bears the name, is certain only once the folder it came from is synced as well."""
+        try:
+            self._files.link(draft, target)
+        except OSError as error:
+            if error.errno not in NO_LINK | {errno.EEXIST}:
+                raise
+            self._files.rename(draft, target)
+            self._files.fsync_dir(draft.parent)
 
     def _second_name(self, path: Path, draft: Path, place: Place) -> Stamp:
         """Link the file to a draft, or copy it where links do not work; either way it is what the place says."""

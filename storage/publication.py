@@ -28,10 +28,10 @@ from storage.folders import (
     Folder,
     Stamp,
     checked_parts,
+    discard_draft,
     entry_status,
     place_of,
     place_stamp,
-    remove_if_there,
     stamp_of,
     walk,
 )
@@ -80,6 +80,7 @@ class _Job:
     stamp: Stamp | None = None
     older: Place | None = None
     moved: Place | None = None
+    renamed: bool = False  # across folders: certain only once staging is synced too
     place: Place | None = None
     error: str = ""
     notes: list[str] = field(default_factory=list)
@@ -208,7 +209,7 @@ class Publisher:
         if known is None or place_stamp(known) != stamp_of(now):
             job.error = LOCAL_CHANGE
         elif known.digest == job.record.digest:
-            job.place = known
+            job.place, job.renamed = known, True  # an earlier try may have failed at its last sync: all syncs again
         else:
             job.older = known
 
@@ -356,6 +357,7 @@ class Publisher:
         if now is not None and stamp_of(now) != place_stamp(job.older):
             return False
         self._files.rename(job.source, target)
+        job.renamed = True
         return True
 
     def _take_free(self, job: _Job, target: Path) -> bool:
@@ -368,9 +370,17 @@ class Publisher:
             if error.errno not in NO_LINK or entry_status(self._files, target) is not None:
                 raise
             self._files.rename(job.source, target)
+            job.renamed = True
         return True
 
     def _sync_folders(self, jobs: list[_Job]) -> None:
+        renamed = [job for job in jobs if job.renamed]
+        if renamed:
+            try:
+                self._files.fsync_dir(self._store.staging)
+            except OSError as error:
+                for job in renamed:
+                    job.error = str(failure(error, "sync staging"))
         by_folder: dict[str, list[_Job]] = {}
         for job in jobs:
             by_folder.setdefault(_required(job.place).path.rpartition("/")[0], []).append(job)
@@ -392,7 +402,7 @@ class Publisher:
         """Leave nothing of a published artifact in staging, and no draft of any."""
         with suppress(OSError):
             if job.is_draft and job.source:
-                remove_if_there(self._files, job.source)
+                discard_draft(self._files, job.source)
             if job.place and not job.error:
                 leaves = self._staging.leaves(job.record) if job.source and not job.is_draft else None
                 if leaves:
