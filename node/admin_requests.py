@@ -1,0 +1,151 @@
+"""What may be asked on the local socket: each command, its arguments and their bounds; and the reading of one line.
+
+`docs/protocol.md`, "Local socket", is this table in words.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from node.local_socket import LINE_BYTES_MAX
+
+ID_CHARACTERS_MAX = 100  # an id is echoed in every line of its answer
+COPIES_MAX = 10_000  # no fleet is larger
+SECONDS_MAX = 10 * 365 * 86_400.0  # a wait beyond it is a wait for ever, written 0
+SIZE_MAX = (1 << 63) - 1  # of a file, and of an integer in SQLite
+Id = int | str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Argument:
+    """One argument of a command. `default` is ... when it must be given."""
+
+    type: type
+    default: Any = ...
+    maximum: float = 0
+
+
+_TEXT = Argument(str)
+_COPIES = Argument(int, 0, COPIES_MAX)
+_SECONDS = Argument(float, 0.0, SECONDS_MAX)
+_FLAG = Argument(bool, False)
+
+COMMANDS: Mapping[str, Mapping[str, Argument]] = {
+    "put": {
+        "kind": _TEXT,
+        "name": _TEXT,
+        "size": Argument(int, ..., SIZE_MAX),
+        "mode": Argument(int, 0o644, 0o777),
+        "wait_copies": _COPIES,
+        "domains": _COPIES,
+        "timeout_seconds": _SECONDS,
+    },
+    "get": {"name": _TEXT},
+    "ls": {"glob": Argument(str, None)},
+    "where": {"name": _TEXT},
+    "rm": {"name": _TEXT},
+    "status": {"cluster": _FLAG},
+    "peers": {},
+    "risk": {},
+    "wait": {"name": _TEXT, "copies": Argument(int, ..., COPIES_MAX), "domains": _COPIES, "timeout_seconds": _SECONDS},
+    "flush": {"deadline_seconds": Argument(float, ..., SECONDS_MAX)},
+    "verify": {"rebuild": _FLAG},
+    "token": {
+        "ttl_seconds": Argument(float, ..., SECONDS_MAX),
+        "uses": Argument(int, 1, 1_000_000),
+        "ephemeral": _FLAG,
+    },
+    "revoke": {"node": _TEXT},
+    "progress": {"name": _TEXT},
+}
+OWNERS_ONLY = frozenset({"rm", "revoke", "token"})  # and `verify` with `rebuild`: they destroy, or let machines in
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request, checked. Made here, performed by a connection."""
+
+    id: Id
+    command: str
+    arguments: Mapping[str, Any]
+
+    @property
+    def destructive(self) -> bool:
+        return self.command in OWNERS_ONLY or bool(self.arguments.get("rebuild"))
+
+
+class BadRequest(Exception):
+    """A line that is no request; one sentence. `skip_bytes` of content follow it, None when nobody can know."""
+
+    def __init__(self, sentence: str, request_id: Id = None, skip_bytes: int | None = 0) -> None:
+        super().__init__(sentence)
+        self.request_id = request_id
+        self.skip_bytes = skip_bytes
+
+
+def read_request(line: bytes) -> Request:
+    """The request in one line. Raises BadRequest."""
+    if len(line) > LINE_BYTES_MAX:
+        raise BadRequest(f"a request has at most {LINE_BYTES_MAX} bytes in its line; send content after the line")
+    try:
+        fields = json.loads(line)
+    except (ValueError, RecursionError):
+        raise BadRequest("this line is no JSON; send one JSON object per line") from None
+    if not isinstance(fields, dict):
+        raise BadRequest('this line is no JSON object; send one like {"id": 1, "do": "status"}')
+    request_id = _read_id(fields)
+    skip_bytes = _content_bytes(fields)
+    command = fields.pop("do", None)
+    arguments = COMMANDS.get(command) if isinstance(command, str) else None
+    if arguments is None:
+        known = ", ".join(COMMANDS)
+        raise BadRequest(f"there is no command {str(command)[:40]!r}; use one of {known}", request_id, skip_bytes)
+    unknown = sorted(set(fields) - set(arguments) - {"id"})
+    if unknown:
+        raise BadRequest(f"{command} takes no {unknown[0][:40]!r}; leave it out", request_id, skip_bytes)
+    try:
+        checked = {name: _read(fields, name, argument) for name, argument in arguments.items()}
+    except ValueError as problem:
+        raise BadRequest(f"{command}: {problem}", request_id, skip_bytes) from None
+    return Request(request_id, str(command), checked)
+
+
+def _read_id(fields: dict[str, Any]) -> Id:
+    request_id = fields.get("id")
+    if isinstance(request_id, int) or request_id is None:
+        return request_id
+    if isinstance(request_id, str) and len(request_id) <= ID_CHARACTERS_MAX:
+        return request_id
+    raise BadRequest(
+        f"an id is a number or a text of at most {ID_CHARACTERS_MAX} characters", None, _content_bytes(fields)
+    )
+
+
+def _content_bytes(fields: dict[str, Any]) -> int | None:
+    """How many bytes follow the line, whatever else is wrong with it."""
+    if fields.get("do") != "put":
+        return 0
+    size = fields.get("size")
+    return size if type(size) is int and 0 <= size <= SIZE_MAX else None
+
+
+def _read(fields: dict[str, Any], name: str, argument: Argument) -> Any:
+    value = fields.get(name)
+    if value is None:
+        if argument.default is ...:
+            raise ValueError(f"{name!r} is missing; give it")
+        return argument.default
+    if argument.type is float and type(value) is int:
+        value = float(value) if abs(value) <= argument.maximum else math.inf
+    if type(value) is not argument.type:
+        raise ValueError(f"{name!r} must be {_WORDS[argument.type]}")
+    if isinstance(value, int | float) and argument.maximum and not 0 <= value <= argument.maximum:
+        raise ValueError(f"{name!r} must be between 0 and {argument.maximum:g}")
+    return value
+
+
+_WORDS = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
