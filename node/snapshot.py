@@ -37,12 +37,22 @@ PAGES_PER_STEP = 1024  # 4 MiB at the usual page size: some milliseconds of lock
 BUSY_SECONDS = 10.0  # without any progress; twice the time-out that writers use by default
 RESTARTS_MAX = 3  # each costs one reading of the file; a writer that was not quiet for so long will not be soon
 STEP_WAIT_SECONDS = 0.05  # SQLite waits so long for a lock before it lets us look at `stop`
+CROSSINGS_MAX = 5  # meeting a writer in the same microseconds so often in a row is no accident: the error is real
 QUIET_TRIES = 3  # a database that is opened and closed that often is in use, and is read as one in use
 TICK_NS = 20_000_000  # kernels stamp files with a clock that ticks every 1 to 10 ms; two writes in one tick look alike
 PROGRESS_INSTRUCTIONS = 1000  # of SQLite's machine between looks at `stop`; reading the tree's pages counts as one
 HEADER_BYTES = 100
 MAGIC = b"SQLite format 3\0"
 _BUSY_CODES = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+# A reader that may not repair cannot tell a journal or log that is just vanishing from one that a crash left: SQLite
+# calls a journal hot that was deleted between two of its questions, and hopes to find out by rolling it back.
+_CROSSING_CODES = (
+    sqlite3.SQLITE_READONLY_ROLLBACK,
+    sqlite3.SQLITE_READONLY_RECOVERY,
+    sqlite3.SQLITE_READONLY_CANTINIT,
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_PROTOCOL,
+)
 _sources: set[tuple[int, int]] = set()  # being copied now, by device and inode; the caller's threads bound it
 _sources_lock = threading.Lock()
 
@@ -207,6 +217,18 @@ class _Copy:
         return state
 
     def _backup(self, how: str, *, held: bool) -> None:
+        """Copy all pages, trying again where an error may come from a writer that began or ended in that moment."""
+        for _ in range(CROSSINGS_MAX):
+            try:
+                return self._back_up_once(how, held)
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode not in _CROSSING_CODES:
+                    raise
+                self._stepped(True, sqlite3.SQLITE_BUSY, self.remaining_pages, 0)
+                time.sleep(STEP_WAIT_SECONDS)
+        return self._back_up_once(how, held)
+
+    def _back_up_once(self, how: str, held: bool) -> None:
         """One run of the backup API; `held` keeps one read transaction open, so that no writer can restart it."""
         self.remaining_pages, self.held_up_since_seconds = sys.maxsize, time.monotonic()
         os.truncate(self.destination, 0)  # what an earlier run left unfinished has no journal to be undone from

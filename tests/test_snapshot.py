@@ -32,9 +32,14 @@ PAST_NS = time.time_ns() - 3_600_000_000_000
 WRITER = """
 import os, sqlite3, sys, threading, time
 path, journal = sys.argv[1:3]
-database = sqlite3.connect(path, isolation_level=None, timeout=0)
-database.execute(f"PRAGMA journal_mode={journal}")
-database.execute("PRAGMA synchronous=OFF")
+
+def connect():
+    database = sqlite3.connect(path, isolation_level=None, timeout=0)
+    database.execute(f"PRAGMA journal_mode={journal}")
+    database.execute("PRAGMA synchronous=OFF")
+    return database
+
+database = connect()
 database.execute("CREATE TABLE IF NOT EXISTS games (id INTEGER PRIMARY KEY, score INTEGER, moves BLOB)")
 database.execute("CREATE TABLE IF NOT EXISTS totals (score INTEGER)")
 database.execute("INSERT INTO totals SELECT 0 WHERE NOT EXISTS (SELECT 1 FROM totals)")
@@ -73,11 +78,19 @@ for line in sys.stdin:
     elif command == "leave":
         database.close()
         break
-    elif command == "hurry":
+    elif command in ("hurry", "reopen for ever"):
         print("done", flush=True)
         threading.Thread(target=lambda: (sys.stdin.read(), os._exit(0)), daemon=True).start()
         while True:
             play()
+            if command == "reopen for ever":
+                database.close()
+                while True:
+                    try:
+                        database = connect()
+                        break
+                    except sqlite3.OperationalError:
+                        pass
             time.sleep(0.001 if journal == "wal" else 0)  # else it outgrows what can be checked fifty times
     print(answer, flush=True)
 """
@@ -327,6 +340,37 @@ def test_a_transaction_cut_by_a_crash_is_left_for_its_own_program(source: Path, 
     refusal = refused(source, destination)
     assert isinstance(refusal, SourceDamagedError)
     assert "open it once with the program that writes it" in str(refusal)
+
+
+def test_a_crashed_transaction_that_its_program_repairs_meanwhile_is_no_obstacle(
+    source: Path, destination: Path
+) -> None:
+    with writing(source, "delete") as writer:
+        writer.tell("fill")
+        writer.tell("spill")
+        writer.end("die")
+
+    def repair() -> bool:
+        if (source.parent / "live.db-journal").exists():
+            with writing(source, "delete") as repairer:
+                repairer.end("leave")
+        return False
+
+    snapshot_database(source, destination, stop=repair)
+    assert games_in(destination) == 2000
+
+
+@pytest.mark.parametrize("journal", ["wal", "delete", "truncate", "persist"])
+def test_a_writer_that_opens_and_closes_all_the_time_is_no_obstacle(source: Path, tmp_path: Path, journal: str) -> None:
+    with writing(source, journal) as writer:
+        writer.tell("fill")
+        assert writer.tell("reopen for ever") == "done"
+        counts = []
+        for number in range(20):
+            copy = tmp_path / "staging" / f"{number}.db"
+            snapshot_database(source, copy, pages_per_step=16, busy_seconds=60)
+            counts.append(games_in(copy))
+        assert counts == sorted(counts)
 
 
 def test_a_locked_database_is_given_up_after_the_bound(source: Path, destination: Path) -> None:
