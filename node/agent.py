@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from random import SystemRandom
-from typing import Any
+from typing import Any, TypeVar
 
 from node.bulk import BulkServer, Hooks
 from node.certificates import renewal_due
@@ -58,6 +58,7 @@ RENEWAL_LOOK_SECONDS = 3600.0  # certificates live 7 or 90 days and are renewed 
 DISK_THREADS = 4  # publishing, reserving and accepting at once; they wait for the disk, not for a core
 STOP_SECONDS = 2.0  # for threads and connections to end after the last flush
 
+T = TypeVar("T")
 ReportSink = Callable[[Report], None]
 
 
@@ -144,7 +145,7 @@ class Agent:
 
     def _recover(self) -> tuple[f.Entry, ...]:
         """Entries of the WAL that an earlier life did not release; what cannot be read stays where it is, reported."""
-        for sentence in self.wal.recovered.sentences():
+        for sentence in self.wal.recovered.reports:
             self.report(Report("warning", "wal_recovered", sentence))
         entries = []
         for entry_id, payload in self.wal.live():
@@ -159,7 +160,7 @@ class Agent:
 
     def _make_core(self) -> None:
         self.replica = Replica(
-            self.node, self.store.id, self.fleet, self.manifest, SystemRandom(), boot=self.manifest.boot
+            self.node, self.store.uuid, self.fleet, self.manifest, SystemRandom(), boot=self.manifest.boot
         )
         self.committer = GroupCommitter(self.wal, self.pending, self.manifest, self.writer, self.post)
         self.committer.on_poison = lambda sentence: self.report(  # type: ignore[method-assign]  # a hook
@@ -528,10 +529,10 @@ class Agent:
 
     # --- helpers ---
 
-    async def _in_thread(self, function: Callable[..., Any], *arguments: Any) -> Any:
+    async def _in_thread(self, function: Callable[..., T], *arguments: object) -> T:
         return await self.loop.run_in_executor(self.threads, lambda: function(*arguments))
 
-    def _spawn(self, work: Any) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, object]) -> None:
         task = self.loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._ended)
