@@ -10,12 +10,14 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from protocol.chunks import chunk_count, chunk_digest
 from protocol.effects import Publication
 from protocol.fleet import GIB, MIB
+from protocol.names import OWN_FOLDER
 from protocol.values import Digest, Parcel, Place, Record, Stripe
 from protocol.wire import STRIPES_MAX
 from storage.acceptance import Acceptance, Accepted
@@ -113,7 +115,7 @@ class Depot:
                 hashed = hash_file(self._files, blob.fileno())
             blob.check()
             if hashed.digest != digest:
-                self._withdraw(blob.place, "its bytes are not those of its digest: it is damaged")
+                self._set_aside(blob.place)
                 return None
         finally:
             blob.close()
@@ -141,8 +143,7 @@ class Depot:
             return str(error)
         if digest == place.digest:
             return ""
-        self._withdraw(place, "its bytes are not those of its digest: it is damaged")
-        return f"{place.path} is damaged: its bytes are not those of its digest"
+        return self._set_aside(place)
 
     # What arrives
 
@@ -299,6 +300,25 @@ class Depot:
         if self._places.at(place.path) == place:
             self._places.drop(place.path)
         self._on_withdrawn(place, why)
+
+    def _set_aside(self, place: Place) -> str:
+        """Move a damaged file to `.spore/quarantine/`: where it lay it would pass for a user's new version."""
+        aside = self.store.own / "quarantine"
+        why = f"{place.path} is damaged: its bytes are not those of its digest"
+        try:
+            with sentences(f"set the damaged {place.path} aside"), suppress(FileExistsError):
+                self._files.mkdir(aside)
+            with sentences(f"set the damaged {place.path} aside"):
+                folder = walk(self._files, self.store.root, checked_parts(place.path)[:-1])
+                self._files.rename(self.store.root / place.path, aside / f"{place.digest.hex()}-{time.time_ns()}")
+                self._files.fsync_dir(aside)
+                self._files.fsync_dir(folder.path)
+        except (StoreError, FileNotFoundError) as error:
+            why = f"{why}, and stays there: {error}"
+        else:
+            why = f"{why}; it was moved to {OWN_FOLDER}/quarantine"
+        self._withdraw(place, why)
+        return why
 
     def _unlink_one(self, place: Place) -> bool:
         parts = checked_parts(place.path)
