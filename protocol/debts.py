@@ -111,7 +111,7 @@ class Debts:
 
     def settle_if_durable(self, debt: Debt) -> bool:
         around = self.pool_of(debt.record)
-        if not durable(debt.receipts, around, self.members.seats()):
+        if not durable(debt.receipts, around, self.seats_of(debt.record)):
             return False
         self.drop(debt.record.key)
         self.settled(debt)
@@ -125,7 +125,11 @@ class Debts:
     def pool_of(self, record: Record, copies: int = 0, domains: int = 0) -> Pool:
         kind = self.ctx.kind(record.name)
         needed = copies or (self.ctx.fleet.min_copies(kind, record.origin) if kind else self.ctx.routing.min_copies)
-        return pool(record.digest, self.members.seats(), needed, domains)
+        return pool(record.digest, self.seats_of(record), needed, domains)
+
+    def seats_of(self, record: Record) -> list[Seat]:
+        """The stores whose receipts count for a record: the origin's does not, ours does when it is another's."""
+        return self.members.seats(self._origin_store(record))
 
     def own_open(self) -> list[Debt]:
         return [debt for debt in self.open.values() if debt.own]
@@ -162,7 +166,7 @@ class Debts:
 
     def enough(self, record: Record, copies: int, domains: int) -> bool:
         around = self.pool_of(record, copies, domains)
-        return durable(self.receipts(record), around, self.members.seats(), domains)
+        return durable(self.receipts(record), around, self.seats_of(record), domains)
 
     def wait(self, wait: Wait) -> None:
         """Answer now, or when enough receipts are committed, or with an error at the deadline (see `tick`)."""

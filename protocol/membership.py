@@ -13,7 +13,7 @@ from protocol.context import Context
 from protocol.effects import Dial
 from protocol.messages import Hello
 from protocol.placement import Seat, eligible
-from protocol.values import Batch, Member, NodeId, Presence, Rows
+from protocol.values import Batch, Member, NodeId, Presence, Rows, StoreId
 
 DIAL_MS_MIN = 500  # the first retry: a neighbour that restarts is back in about a second
 DIAL_MS_MAX = 15_000  # the longest a returning node waits to be found by a peer it cannot dial itself
@@ -43,7 +43,7 @@ class Membership:
         self.own = Member(ctx.node, 0, store=ctx.store)
         self._restated_ms = 0
         self._told = self.own
-        self._seats: list[Seat] | None = None
+        self._seats: dict[StoreId, list[Seat]] = {}  # by the store that does not count
 
     # --- our own row ---
 
@@ -67,10 +67,11 @@ class Membership:
             excluded=host.excluded,
             policy_hash=self.ctx.fleet.hash[:16],
         )
-        self._seats = None
+        self._seats.clear()
 
     def state(self, **facts: object) -> None:
         """Change what we say of ourselves; told by `tick`, at once when placement depends on it."""
+        self._seats.clear()
         self.own = replace(self.own, **facts)  # type: ignore[arg-type]  # field names are checked by the callers' tests
 
     def restatement(self) -> Batch | None:
@@ -93,11 +94,14 @@ class Membership:
 
     # --- peers ---
 
-    def seats(self) -> list[Seat]:
-        """The stores that may receive now."""
-        if self._seats is None:
-            self._seats = eligible(self.alive.values(), self.ctx.store)
-        return self._seats
+    def seats(self, but: StoreId) -> list[Seat]:
+        """The stores that may hold now, ours among them, without the store `but`: an artifact's own, at its origin.
+
+        Every node that sees the same members gets the same answer, whichever asks.
+        """
+        if but not in self._seats:
+            self._seats[but] = eligible([*self.alive.values(), self.own], but)
+        return self._seats[but]
 
     def is_alive(self, node: NodeId) -> bool:
         return node in self.alive or node == self.ctx.node
@@ -116,14 +120,14 @@ class Membership:
         state = self.peers.setdefault(peer, Peer(hello.member.address))
         state.backoff_ms, state.left, state.boot = DIAL_MS_MIN, False, hello.boot
         self.alive[peer] = hello.member
-        self._seats = None
+        self._seats.clear()
 
     def session_down(self, peer: NodeId, why: str) -> None:
         if self.alive.pop(peer, None) is not None:
             state = self.peers[peer]
             state.down_since_ms = self.ctx.now_ms
             state.next_dial_ms = self.ctx.now_ms + DIAL_MS_MIN
-            self._seats = None
+            self._seats.clear()
             level = "info" if state.left else "warning"
             self.ctx.report(level, "peer_down", f"{peer} is no longer connected: {why}")
 
@@ -146,7 +150,7 @@ class Membership:
         self._know(member.node, member.address)
         if member.node in self.alive and member.seq >= self.alive[member.node].seq:
             self.alive[member.node] = member
-            self._seats = None
+            self._seats.clear()
 
     def tick(self) -> None:
         """Dial whoever has no session and is due."""

@@ -19,7 +19,7 @@ from protocol.events import Arrived, Published, Reserved
 from protocol.fleet import RESERVED_KIND, Kind
 from protocol.membership import Membership
 from protocol.names import publication_path, publishable
-from protocol.placement import pool, seat_of, targets
+from protocol.placement import targets
 from protocol.values import (
     Batch,
     Digest,
@@ -145,9 +145,12 @@ class Receiving:
         return verdicts
 
     def _name_held_bytes(self, record: Record) -> None:
-        """We hold these bytes under another name: publish them under this one too, from our own copy."""
+        """We hold these bytes under another name: publish them under this one too, from our own copy.
+
+        A member of an NFS group whose mate holds them has no place of its own for them, and leaves it to the mate.
+        """
         path = self._path(record)
-        if path is None or record.origin == self.ctx.node:
+        if path is None or record.origin == self.ctx.node or not self.ctx.catalogue.places(record.digest):
             return
         place = self.ctx.catalogue.place(path)
         if place is None or place.digest != record.digest:
@@ -244,14 +247,8 @@ class Receiving:
     def _is_target(self, record: Record) -> bool:
         """Whether we are among the first K stores of this record, as its origin sees it."""
         around = self.debts.pool_of(record)
-        seats = [*self.members.seats()]
-        own = self.members.own
-        if not own.accepting or own.excluded:
-            return False
-        origin = self.ctx.catalogue.member(record.origin)
-        others = [seat for seat in [*seats, seat_of(own)] if origin is None or seat.store != origin.store]
-        ranked = pool(record.digest, others, around.copies)
-        return any(s.store == own.store for s in targets(ranked.seats, ranked.copies, ranked.domains))
+        first = targets(around.seats, around.copies, around.domains)
+        return any(seat.store == self.ctx.store for seat in first)
 
     def _beyond_retention(self, kind: Kind, record: Record) -> bool:
         live = [v for v in self.ctx.versions(record.name) if v.state is State.LIVE]
@@ -361,7 +358,16 @@ class Receiving:
             return None
         if kind.snapshot and record.origin == self.ctx.node:
             return None  # its path is that of the live database
-        return publication_path(record.name, record.origin, self.ctx.node, kind.namespace == "node")
+        path = publication_path(record.name, record.origin, self.ctx.node, kind.namespace == "node")
+        return path if self._may_take(path, record) else None
+
+    def _may_take(self, path: str, record: Record) -> bool:
+        """Names of two kinds can share a path; whoever has it keeps it, or they would push each other out for ever."""
+        place = self.ctx.catalogue.place(path)
+        if place is None or place.digest == record.digest:
+            return True
+        sharers = self.ctx.catalogue.sharers(place.digest)
+        return not sharers or any(sharer.name == record.name for sharer in sharers)
 
     def published(self, event: Published) -> None:
         """The files have their names: commit the holdings, and only then tell anybody."""

@@ -89,7 +89,8 @@ class Retention:
             if self.debts.drop(record.key) is not None:
                 self.ctx.report("info", "superseded", f"{record.name}: an older version is dropped before it was sent")
         self.ctx.emit(Release(tuple(r for r in drops if r.origin == self.ctx.node)))
-        forget = tuple(place.path for place in gone)
+        # A named file that stays where it is stays known too: taken for a new one, it would outrank what replaced it.
+        forget = tuple(place.path for place in removable)
         self.ctx.commit(Batch(rows, forget_records=tuple(r.key for r in drops), forget_places=forget), done)
 
     def _own_statement(self, digest: Digest) -> bool:

@@ -76,7 +76,7 @@ class Sending:
         now = self.ctx.now_ms
         around = self.debts.pool_of(debt.record)
         busy = {node for node, (until, _) in debt.refused.items() if until > now}
-        ranked = [seat for seat in around.seats if seat.node not in busy]
+        ranked = [seat for seat in around.seats if seat.node not in busy and seat.store != self.ctx.store]
         have = list(debt.receipts.values()) + [seat for seat in around.seats if seat.node in debt.asked]
         chosen = targets(ranked, around.copies, around.domains, have)
         for seat in chosen:
@@ -88,7 +88,7 @@ class Sending:
 
     def replan(self) -> None:
         """Look again at every debt that is asked of nobody: somebody may have come, or may be asked again."""
-        if not self.members.seats():
+        if not self.members.seats(self.ctx.store):
             return
         for key in list(islice(self._unplanned, REPLANS_PER_TICK)):
             del self._unplanned[key]
