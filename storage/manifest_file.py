@@ -11,8 +11,8 @@ from contextlib import closing
 from pathlib import Path
 
 from storage.files import FileLayer
-from storage.lookups import BUSY_SECONDS
-from storage.migrations import SchemaTooNew, migrate
+from storage.lookups import BUSY_SECONDS, connect_reader
+from storage.migrations import SchemaTooNew, migrate, steps_taken
 from storage.mounts import network_file_system
 
 SIDECARS = ("-shm", "-wal")  # in the order in which they are moved: a new file must never meet an old log
@@ -57,10 +57,10 @@ def prepare(path: Path, cluster: str, node: str) -> int:
 
 
 def _prepare(connection: sqlite3.Connection, path: Path, cluster: str, node: str) -> int:
+    known = steps_taken(connection) > 0  # first of all: a file of a newer release is not touched
     if connection.execute("PRAGMA journal_mode=WAL").fetchone()[0] != "wal":
         raise ManifestRefused(f"the manifest {path} cannot use a write-ahead log: give the agent a local disk")
     connection.execute("PRAGMA synchronous=FULL")
-    known = int(connection.execute("PRAGMA user_version").fetchone()[0]) > 0
     if known and _fact(connection, "clean") != "1":
         _check(connection, path)
     migrate(connection)
@@ -122,7 +122,8 @@ def rebuild(path: Path, files: FileLayer | None = None) -> Path | None:
 def _salvage(path: Path) -> dict[str, str]:
     """The facts that peers remember us by, as far as the damaged file still tells them; best effort."""
     try:
-        with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        # Read-only: a writing connection would fold the log into the damaged file when it closes.
+        with closing(connect_reader(path)) as connection:
             facts = {key: _fact(connection, key) for key in SALVAGED_FACTS}
     except (sqlite3.Error, UnicodeDecodeError):
         return {}

@@ -82,18 +82,23 @@ class SchemaTooNew(Exception):
     """The file was written by a later release; one sentence says what to do."""
 
 
-def migrate(connection: sqlite3.Connection) -> None:
-    """Take every step that the file has not taken yet, each in a transaction of its own.
-
-    Raises `SchemaTooNew`, and `sqlite3.Error` as SQLite reports it (that step then is not taken).
-    """
+def steps_taken(connection: sqlite3.Connection) -> int:
+    """How many steps the file has taken, 0 for a new one. Raises `SchemaTooNew`; changes nothing."""
     taken = int(connection.execute("PRAGMA user_version").fetchone()[0])
     if taken > len(MIGRATIONS):
         raise SchemaTooNew(
             f"the manifest was written by a newer spore (schema {taken}, this one knows {len(MIGRATIONS)}): "
             "upgrade spore on this node"
         )
-    for number in range(taken, len(MIGRATIONS)):
+    return taken
+
+
+def migrate(connection: sqlite3.Connection) -> None:
+    """Take every step that the file has not taken yet, each in a transaction of its own.
+
+    Raises `SchemaTooNew`, and `sqlite3.Error` as SQLite reports it (that step then is not taken).
+    """
+    for number in range(steps_taken(connection), len(MIGRATIONS)):
         try:
             # executescript runs many statements as they stand, so the transaction is part of the script.
             connection.executescript(f"BEGIN IMMEDIATE;{MIGRATIONS[number]};PRAGMA user_version={number + 1};COMMIT;")
