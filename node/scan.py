@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from node.patterns import KindPatterns, reserved, sidecar_base
 from node.stability import FileIdentity, Writer, log_identity, look
-from protocol.names import NameRefused, check_path
+from protocol.names import NAME_BYTES_MAX, NameRefused, check_path
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,11 +129,11 @@ def _matching(root: str, path: str, kind: str, entry: os.DirEntry[str]) -> Itera
             yield Refused(path, f"{path[:80]!r} {why}")
         return
     try:
+        if entry.is_file(follow_symlinks=False):  # the usual case, with one system call
+            yield _named(path, FileSeen(path, kind, entry.stat(follow_symlinks=False)))
+            return
         target = _regular_target(root, path)
-        if isinstance(target, Refused):
-            yield target
-        else:
-            yield _named(path, FileSeen(path, kind, os.stat(target)))
+        yield target if isinstance(target, Refused) else _named(path, FileSeen(path, kind, os.stat(target)))
     except FileNotFoundError:
         return
     except OSError as error:
@@ -141,6 +141,8 @@ def _matching(root: str, path: str, kind: str, entry: os.DirEntry[str]) -> Itera
 
 
 def _named(path: str, seen: FileSeen | FolderSeen) -> Entry:
+    if path.isascii() and path.isprintable() and len(path) <= NAME_BYTES_MAX:
+        return seen  # what a folder listing gives has no other faults; the full check takes longer than the stat
     try:
         check_path(path)
     except NameRefused as refusal:

@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 EVENT_PAUSE_SECONDS = (
     0.005  # lets create, write and close of one file, or many writes of one database, become one batch
 )
+BUSY_PAUSE_SECONDS = 0.03  # where databases are written without end: fewer wake-ups, and still a prompt look at others
 EVENTS_PER_BATCH_MAX = 4096  # about 40 ms of work; then the loop serves others
 
 
@@ -55,6 +56,7 @@ class Watches:
         self._folders: dict[int, str] = {}  # watch descriptor -> relative folder; the kernel's limit bounds it
         self._watches: dict[str, Watch] = {}
         self._unfinished = False
+        self._pause_seconds = EVENT_PAUSE_SECONDS
         self.limited = False  # the kernel's limit of watches was reached: only rescans see the rest
 
     @property
@@ -98,12 +100,14 @@ class Watches:
         while True:
             if not self._unfinished:
                 await self._readable()
-                await asyncio.sleep(EVENT_PAUSE_SECONDS)
+                await asyncio.sleep(self._pause_seconds)
             events = list(self._drain())
             self._unfinished = (
                 len(events) == EVENTS_PER_BATCH_MAX
             )  # the library may hold more than the descriptor shows
             batch = [notice for event in events if (notice := self._translated(event)) is not None]
+            busy = bool(batch) and all(notice.change is Change.MODIFIED for notice in batch)
+            self._pause_seconds = BUSY_PAUSE_SECONDS if busy else EVENT_PAUSE_SECONDS
             if batch:
                 return batch
 
