@@ -127,8 +127,8 @@ def test_a_file_that_changes_while_it_makes_room_is_left_alone(tmp_path: Path) -
     class Racing(FileLayer):
         armed = False
 
-        def rename(self, source: Path, target: Path) -> None:
-            super().rename(source, target)
+        def link(self, source: Path, target: Path) -> None:
+            super().link(source, target)
             if self.armed and target.parent.name == "versions":
                 (tmp_path / "files" / PATH).unlink()
                 (tmp_path / "files" / PATH).write_bytes(b"just now")
