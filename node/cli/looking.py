@@ -1,0 +1,171 @@
+"""Commands that look: ls, where, status, peers, risk."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from node.cli.client import Client
+from node.cli.options import folder_option, json_option
+from node.cli.output import (
+    counted,
+    in_bytes,
+    in_time,
+    plain,
+    print_json,
+    print_json_rows,
+    print_table,
+    short,
+    yes,
+)
+
+
+@click.command()
+@click.argument("glob", required=False)
+@folder_option
+@json_option
+def ls(glob: str | None, directory: Path, as_json: bool) -> None:
+    """List artifacts.
+
+    All, or those whose names match GLOB (quote it: 'model/*').
+    """
+    with Client(directory) as client:
+        rows = client.rows("ls", glob=glob)
+        if as_json:
+            print_json_rows(rows)
+            return
+        cells = [
+            (r["name"], in_bytes(r["size"]), r["copies"], r["state"], r["origin"], short(r["digest"])) for r in rows
+        ]
+    print_table(["name", "size", "copies", "state", "origin", "digest"], cells, right=["size", "copies"])
+
+
+@click.command()
+@click.argument("name")
+@folder_option
+@json_option
+def where(name: str, directory: Path, as_json: bool) -> None:
+    """Who holds an artifact, and whether it is durable."""
+    with Client(directory) as client:
+        facts = client.ask("where", name=name)
+    if as_json:
+        print_json(facts)
+        return
+    safe = "durable" if facts["durable"] else "not durable yet"
+    print(f"{plain(facts['name'])}  {in_bytes(facts['size'])}, {_copies(facts['copies'])}, {safe}")
+    print(f"digest {facts['digest']}")
+    rows = [(h["node"], short(h["store"]), h["domain"], h["state"], _ago(h["verified_at"])) for h in facts["holders"]]
+    print_table(["node", "store", "domain", "state", "verified"], rows)
+
+
+@click.command()
+@click.option("--cluster", is_flag=True, help="Show every member too.")
+@folder_option
+@json_option
+def status(cluster: bool, directory: Path, as_json: bool) -> None:
+    """What this node holds, what is at risk, its disk."""
+    with Client(directory) as client:
+        facts = client.ask("status", cluster=cluster)
+    if as_json:
+        print_json(facts)
+        return
+    _print_status(facts)
+    if cluster:
+        print()
+        _print_peers(facts.get("cluster_members", []))
+
+
+def _print_status(facts: dict[str, Any]) -> None:
+    disk, members, risk_facts = facts["disk"], facts["members"], facts["at_risk"]
+    traits = [facts["role"], *(trait for trait in ("ephemeral", "excluded") if facts.get(trait))]
+    hint = "  (see `spore risk`)" if risk_facts["artifacts"] else ""
+    print(f"{facts['node']} of {facts['cluster']}: {plain(', '.join(traits))}, up {in_time(facts['uptime_seconds'])}")
+    print(f"held     {_amount(facts)}")
+    print(f"at risk  {_amount(risk_facts)}{hint}")
+    print(
+        f"disk     {disk['used_percent']:g}% used, accepts for others up to {disk['cap_percent']:g}%: "
+        f"{'accepting' if disk['accepting'] else 'full, still sending'}"
+    )
+    print(f"members  {members['alive']} alive, {members['suspect']} suspect, {members['down']} down")
+    if not facts.get("healthy", True):
+        print("health   the disk failed a write: nothing new is accepted; see the agent's log")
+    if facts["kinds"]:
+        print()
+        rows = [(kind, held["artifacts"], in_bytes(held["bytes"])) for kind, held in sorted(facts["kinds"].items())]
+        print_table(["kind", "artifacts", "size"], rows, right=["artifacts", "size"])
+    moving = facts.get("transfers", [])
+    if moving:
+        print()
+        _print_transfers(moving)
+
+
+def _print_transfers(moving: list[dict[str, Any]]) -> None:
+    rows = [
+        (t["direction"], t["peer"], f"{in_bytes(t['bytes_done'])} of {in_bytes(t['bytes_total'])}", t["waits_for"])
+        for t in moving
+    ]
+    print_table(["transfer", "peer", "moved", "waits for"], rows)
+
+
+@click.command()
+@folder_option
+@json_option
+def peers(directory: Path, as_json: bool) -> None:
+    """The other nodes, as this one sees them."""
+    with Client(directory) as client:
+        rows = client.ask("peers")
+    if as_json:
+        print_json_rows(rows)
+    else:
+        _print_peers(rows)
+
+
+def _print_peers(rows: list[dict[str, Any]]) -> None:
+    headings = ["node", "state", "role", "provider", "domain", "address", "rtt ms", "accepting"]
+    cells = [
+        (p["node"], p["state"], p["role"], p["provider"], p["domain"], p["address"], p["rtt_ms"], _accepts(p))
+        for p in rows
+    ]
+    print_table(headings, cells, right=["rtt ms"])
+    if any(p.get("policy") == "differs" and p["state"] == "alive" for p in rows):
+        names = ", ".join(p["node"] for p in rows if p.get("policy") == "differs" and p["state"] == "alive")
+        print(f"another hosts file is in force on {plain(names)}")
+
+
+def _accepts(peer: dict[str, Any]) -> str | None:
+    return yes(peer["accepting"]) if "accepting" in peer else None
+
+
+@click.command()
+@folder_option
+@json_option
+def risk(directory: Path, as_json: bool) -> None:
+    """What would be lost if this node died now, and why."""
+    with Client(directory) as client:
+        rows = client.ask("risk")
+    if as_json:
+        print_json_rows(rows)
+        return
+    if not rows:
+        print("nothing is at risk: all that was accepted here is durable on other nodes")
+        return
+    cells = [(r["name"], in_bytes(r["size"]), f"{r['copies']} of {r['needed']}", r["why"]) for r in rows]
+    print_table(["name", "size", "receipts", "why"], cells, right=["size"])
+    total = {"artifacts": len(rows), "bytes": sum(row["size"] for row in rows)}
+    print(f"if this node died now you would lose {_amount(total)}")
+
+
+def _amount(facts: dict[str, Any]) -> str:
+    return f"{counted(facts['artifacts'], 'artifact')}, {in_bytes(facts['bytes'])}"
+
+
+def _copies(count: int) -> str:
+    return "1 copy" if count == 1 else f"{count} copies"
+
+
+def _ago(stamp_ms: int | None) -> str | None:
+    """How long ago a stamp in milliseconds since 1970 was."""
+    return f"{in_time(max(0.0, time.time() - stamp_ms / 1000))} ago" if stamp_ms else None
