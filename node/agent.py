@@ -49,7 +49,7 @@ from storage.files import FileLayer
 from storage.manifest import Manifest
 from storage.places import Lookups
 from storage.refusals import StoreError
-from storage.room import Room, RoomLimits, disk_usage
+from storage.room import Room, RoomLimits, RoomState, disk_usage
 from storage.store import open_store
 from storage.wal import Wal
 
@@ -100,10 +100,12 @@ class Agent:
         """Recover, listen, watch. Raises the one-sentence errors of the layers below; call `stop` after those too."""
         await self._open_storage()
         self._make_core()
+        state = await self._in_thread(self.room.state)
+        self.post(e.Boot(self._recovered, self.manifest.last_hlc()))
+        self._tell_room(state)  # before the first hello: a node that says it accepts nothing is passed over
         await self._open_network()
         for work in (self.committer.run(), self._look_at_disk(), self._look_at_certificate()):
             self._spawn(work)
-        self.post(e.Boot(self._recovered, self.manifest.last_hlc()))
         await self.intake.start()
 
     async def _open_storage(self) -> None:
@@ -469,9 +471,11 @@ class Agent:
 
     async def _look_at_disk(self) -> None:
         while True:
-            state = await self._in_thread(self.room.state)
-            self.post(e.DiskChanged(state.accepting, state.local, state.capacity_bytes, state.used_bytes))
+            self._tell_room(await self._in_thread(self.room.state))
             await asyncio.sleep(DISK_LOOK_SECONDS)
+
+    def _tell_room(self, state: RoomState) -> None:
+        self.post(e.DiskChanged(state.accepting, state.local, state.capacity_bytes, state.used_bytes))
 
     async def _look_at_certificate(self) -> None:
         while True:

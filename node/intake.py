@@ -11,10 +11,11 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from node.snapshot import SnapshotError, SnapshotFacts, snapshot_database
 from node.watcher import Found, Watcher
@@ -22,7 +23,7 @@ from protocol.effects import Report
 from protocol.events import Event, Put, Withdrawn
 from protocol.fleet import Fleet, Kind
 from protocol.names import NameRefused, name_of
-from protocol.values import NodeId, Record
+from protocol.values import NodeId, Place, Record
 from storage.acceptance import Accepted
 from storage.depot import Depot
 from storage.folders import Stamp, stamp_of
@@ -33,6 +34,8 @@ WORKERS = 2  # files hashed at once: one per core of the smallest machines in us
 RETRY_SECONDS = 1.0  # a file that changed while it was read is looked at again after this
 CLAIM_PATIENCE_SECONDS = 120.0  # a claim without a record after two rescans: its claimer died
 SNAPSHOT_SHARE_MAX = 0.1  # of the time goes into snapshots of one database: then they are stretched
+MISSING_SECONDS = 600.0  # between looks for files that vanished unseen: a stat each
+PLACES_PAGE = 500
 WAL_WAIT_SECONDS = 0.2  # the WAL is full: acceptance waits for receipts to release entries
 
 
@@ -68,6 +71,7 @@ class Intake:
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
     stopping: bool = False
+    missing_due_seconds: float = 0.0
 
     # --- life ---
 
@@ -110,8 +114,8 @@ class Intake:
         """Before leaving: a last snapshot of what changed, and acceptance of what was found, until a loop time."""
         loop = asyncio.get_running_loop()
         for database in self.databases.values():
-            if database.wanted and database.path not in self.running:
-                database.due_seconds = 0.0
+            database.wanted = True  # whether it changed is found out by looking, not by waiting for a notice
+            database.due_seconds = 0.0
         self.wake.set()
         while (self.queue or self.running or any(d.wanted for d in self.databases.values())) and loop.time() < until:
             await asyncio.sleep(0.02)
@@ -127,21 +131,46 @@ class Intake:
 
     def gone(self, path: Path) -> None:
         """A watched file, or a folder with all that was in it, is gone: withdraw, never delete."""
-        relative = path.relative_to(self.root).as_posix() if path.is_absolute() else path.as_posix()
-        place = self.manifest.place(relative)
+        self.queue.pop(path.as_posix(), None)
+        self.databases.pop(path.as_posix(), None)
+        self._spawn(self._withdraw_missing(path.as_posix()))
+
+    async def _withdraw_missing(self, below: str = "") -> None:
+        """State that what is not there any more is not held: a path and all below it, or (below nothing) everywhere."""
+        place = self.manifest.place(below) if below else None
         if place is not None:
-            self.post(Withdrawn(place, f"{relative} was deleted or moved by a user"))
-        self.queue.pop(relative, None)
-        self.databases.pop(relative, None)
+            await self._withdraw_if_missing([place])
+        after = f"{below}/" if below else ""
+        while page := await self.manifest.queries.places(after, PLACES_PAGE):
+            inside = [place for place in page if not below or place.path.startswith(f"{below}/")]
+            await self._withdraw_if_missing(inside)
+            if len(inside) < len(page):
+                return
+            after = page[-1].path
+
+    async def _withdraw_if_missing(self, places: list[Place]) -> None:
+        loop = asyncio.get_running_loop()
+        missing = await loop.run_in_executor(self.threads, _missing, self.root, places)
+        for place in missing:
+            self.post(Withdrawn(place, f"{place.path} was deleted or moved by a user"))
 
     def is_known(self, path: str, status: os.stat_result) -> bool:
         """Whether this very file is already kept, or was published by us."""
         return self.depot.knows(path, stamp_of(status))
 
     def _scanned(self) -> None:
+        """The whole root was read: from now on what appears is new; what is missing is looked for now and then."""
+        now = asyncio.get_running_loop().time()
         if not self.manifest.scanned():
-            task = asyncio.create_task(self.manifest.set_scanned())
-            self.tasks.append(task)
+            self._spawn(self.manifest.set_scanned())
+        if now >= self.missing_due_seconds:
+            self.missing_due_seconds = now + MISSING_SECONDS
+            self._spawn(self._withdraw_missing())
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self.tasks.append(task)
+        task.add_done_callback(lambda ended: self.tasks.remove(ended) if ended in self.tasks else None)
 
     def _database(self, found: Found) -> None:
         database = self.databases.setdefault(found.path, Database(found.kind, found.path, found.live))
@@ -295,3 +324,8 @@ class Intake:
         draft = self.depot.draft()
         database.facts = snapshot_database(source, draft, stop=lambda: self.stopping)
         return self.depot.accept_draft(draft)
+
+
+def _missing(root: Path, places: Sequence[Place]) -> list[Place]:
+    """The places whose file is not there; one that merely changed is the watcher's to report."""
+    return [place for place in places if not os.path.lexists(root / place.path)]

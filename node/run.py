@@ -180,7 +180,5 @@ class _Process:
         if not result.unsafe:
             self.report(Report("info", "left", "everything accepted here is durable on other nodes"))
         for record in result.unsafe:
-            self.report(
-                Report("error", "unsafe", f"{record.name} ({record.size} bytes) is not durable; it is
-                on this disk alone")
-            )
+            where = f"{record.name} ({record.size} bytes)"
+            self.report(Report("error", "unsafe", f"{where} is not durable; it is on this disk alone"))

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from protocol.context import Context
 from protocol.effects import Dial
 from protocol.messages import Hello
-from protocol.placement import Seat, eligible
+from protocol.placement import Seat, eligible, seat_of
 from protocol.values import Batch, Member, NodeId, Presence, Rows, StoreId
 
 DIAL_MS_MIN = 500  # the first retry: a neighbour that restarts is back in about a second
@@ -143,14 +143,21 @@ class Membership:
             self.peers[peer].left = True
         self.session_down(peer, "it said goodbye")
 
-    def heard(self, member: Member) -> None:
-        """A member's row was committed."""
+    def heard(self, member: Member) -> bool:
+        """A member's row was committed. Returns whether other stores may receive now than before."""
         if member.node == self.ctx.node:
-            return
+            return False
         self._know(member.node, member.address)
-        if member.node in self.alive and member.seq >= self.alive[member.node].seq:
-            self.alive[member.node] = member
-            self._seats.clear()
+        before = self.alive.get(member.node)
+        if before is None or member.seq < before.seq:
+            return False
+        self.alive[member.node] = member
+        self._seats.clear()
+        return (before.accepting, before.excluded, seat_of(before)) != (
+            member.accepting,
+            member.excluded,
+            seat_of(member),
+        )
 
     def tick(self) -> None:
         """Dial whoever has no session and is due."""

@@ -40,7 +40,7 @@ ASK_COUNT = 500  # small digests asked of one holder at once
 SMALL_BYTES = 1 << 20  # up to one chunk an artifact is asked for in a batch, above it is fetched by ranges
 ASK_MS = 60_000  # an Ask unanswered for this long was lost
 RETRY_MS = 5_000  # a failed fetch is tried again after this, from other holders first
-PUSH_GRACE_MS = 15_000  # a target of the origin's push waits this long before it fetches by itself
+PUSH_GRACE_MS = 3_000  # a target of the origin's push waits this long for the offer before it fetches by itself
 INCOMING_MS_MAX = 30 * 60_000  # a transfer whose sender never ends it; the driver's stall watchdog is stricter
 
 

@@ -156,8 +156,9 @@ class Replica:
 
     def _heard(self, rows: Rows) -> None:
         """Rows are committed, ours or a peer's: everybody concerned looks at them."""
-        for member in rows.members:
-            self.members.heard(member)
+        if any([self.members.heard(member) for member in rows.members]):
+            self.debts.recount()
+            self.sending.replan_all()
         for record in rows.records:
             self.retention.committed(record)
             self._note_declared(record)
