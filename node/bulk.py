@@ -31,7 +31,7 @@ from node.bulk_http import (
     read_head,
 )
 from node.bulk_store import BulkDepot, read_checked
-from node.bulk_stream import Patience, Stream, StreamBroken
+from node.bulk_stream import Patience, Stream, StreamBroken, sentence_of
 from node.inbox import Expected, Inbox
 from node.parcels import FrameReader
 from node.progress import Progress
@@ -154,7 +154,7 @@ class BulkServer:
         try:
             _Connection(self, stream).run()
         except StreamBroken as problem:
-            self.report("info", "bulk_closed", str(problem))
+            self.report("info", "bulk_closed", sentence_of(problem))
         except PeerRefused as problem:  # its certificate was good when it came, and is not any more
             self.hooks.refused(problem.reason, stream.peer, problem.message)
 
@@ -173,7 +173,7 @@ class _Connection:
             try:
                 keep = self._answer(read_head(self._stream))
             except BadHead as problem:
-                keep = self._refuse(400, str(problem), keep=False)
+                keep = self._refuse(400, sentence_of(problem), keep=False)
             if not keep:
                 return
 
@@ -202,7 +202,7 @@ class _Connection:
         try:
             blob = self._server.depot.open_blob(digest)
         except (StoreError, OSError) as problem:
-            return self._refuse(500, str(problem), keep=keep)
+            return self._refuse(500, sentence_of(problem), keep=keep)
         if blob is None:
             return self._refuse(404, f"{self._server.contexts.identity.node} does not hold {digest.hex()}", keep=keep)
         try:
@@ -237,7 +237,7 @@ class _Connection:
         try:
             leaves = self._server.depot.leaves(digest)
         except (StoreError, OSError) as problem:
-            return self._refuse(500, str(problem), keep=keep)
+            return self._refuse(500, sentence_of(problem), keep=keep)
         if leaves is None:
             return self._refuse(404, f"there is no chunk list of {digest.hex()} here", keep=keep)
         page = b"".join(leaves[first : first + min(count or LIST_PAGE_CHUNKS, LIST_PAGE_CHUNKS)])
@@ -276,7 +276,7 @@ class _Connection:
             why = f"{self._stream.peer} did not send it"
             return True
         except StreamBroken as problem:
-            why = str(problem)
+            why = sentence_of(problem)
             self._server.report("warning", "upload_broken", why)
             return False
         finally:

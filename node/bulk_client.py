@@ -15,7 +15,7 @@ from contextlib import suppress
 
 from node.admission import explain_handshake_error
 from node.bulk_http import BULK_ALPN, SENTENCE_BYTES_MAX, BadHead, Head, read_head, request_head
-from node.bulk_stream import Patience, Stream, StreamBroken
+from node.bulk_stream import Patience, Stream, StreamBroken, sentence_of
 from node.tls import IdentityContexts
 from protocol.values import NodeId
 
@@ -99,7 +99,7 @@ class Connection:
                 raise StreamBroken(f"{self.peer} answered {head.status} with {length} bytes")
             body = bytearray(length)
             self.stream.read_into(memoryview(body))
-            return f"{self.peer}: {str(json.loads(body)['error'])[:500]}"
+            return f"{self.peer}: {sentence_of(json.loads(body)['error'])}"
         except (BadHead, ValueError, KeyError, TypeError):
             return f"{self.peer} answered {head.status}"
 

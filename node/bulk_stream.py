@@ -21,6 +21,15 @@ PIECE_BYTES = 64 << 10  # what is sent at once: a peer that does not take this m
 _BUFFER_BYTES = 64 << 10  # four TLS records: heads and small parcels are cut out of it; longer reads go past it
 
 
+SENTENCE_CHARACTERS_MAX = 400  # reasons travel on in receipts, which bound them (protocol.wire.SENTENCE_CHARS_MAX)
+
+
+def sentence_of(problem: object) -> str:
+    """A reason as one bounded, printable line that is never empty: an empty one would stand for success."""
+    text = str(problem) or repr(problem)
+    return "".join(c if c.isprintable() else " " for c in text[:SENTENCE_CHARACTERS_MAX])
+
+
 class StreamBroken(Exception):
     """The connection cannot go on; the message is a sentence that names the peer."""
 

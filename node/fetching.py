@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from node.bulk_client import Connection, Connections, Job
 from node.bulk_http import BadHead, Head
 from node.bulk_store import BulkDepot
-from node.bulk_stream import StreamBroken
+from node.bulk_stream import StreamBroken, sentence_of
 from node.progress import CONNECTING, DISK, NETWORK, Meter
 from protocol.chunks import (
     CHUNK_BYTES,
@@ -71,9 +71,9 @@ class Fetching:
                 return self._fetch_small()
             return self._fetch_large()
         except (StoreError, OSError) as problem:
-            return str(problem)
+            return sentence_of(problem)
         except StreamBroken as problem:  # cancelled
-            return str(problem)
+            return sentence_of(problem)
 
     # One source at a time
 
@@ -91,7 +91,7 @@ class Fetching:
             raise WrongBytes(f"{connection.peer} sent wrong bytes for {record.name}; they were dropped")
         self._meter.enter(DISK)
         for _, why in self._depot.arrive_small([(record, content)]):
-            raise StoreError(why)
+            raise StoreError(why or "it could not be written")
         self._meter.moved(record.size)
 
     def _get_leaves(self, connection: Connection, partial: Partial) -> None:
@@ -146,7 +146,7 @@ class Fetching:
                         self._sources.appendleft(source)
                     return
         except (StoreError, OSError) as problem:
-            self._disk_problem = str(problem)
+            self._disk_problem = sentence_of(problem)
         except StreamBroken:
             return  # cancelled: `_round` says so
 
@@ -193,13 +193,13 @@ class Fetching:
                 kept = True
                 return True
             except WrongBytes as problem:
-                self._blame(source, str(problem))
+                self._blame(source, sentence_of(problem))
                 return False
             except (StreamBroken, SourceFailed) as problem:
                 self._job.go_on()
                 stale = connection is not None and connection.reused and isinstance(problem, StreamBroken)
                 if fresh or not stale:
-                    self._note(str(problem))
+                    self._note(sentence_of(problem))
                     return False
             finally:
                 if connection is not None:
@@ -234,7 +234,7 @@ class Fetching:
 
     def _why_not(self) -> str:
         self._job.go_on()
-        return "; ".join(self._reasons) or "no source is left to ask"
+        return sentence_of("; ".join(self._reasons) or "no source is left to ask")
 
     def _next_source(self) -> NodeId | None:
         self._job.go_on()

@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from node.bulk_http import ChunkedBody
-from node.bulk_stream import Stream, StreamBroken
+from node.bulk_stream import Stream, StreamBroken, sentence_of
 from protocol.chunks import CHUNK_BYTES, LIST_PAGE_CHUNKS
 from protocol.values import DIGEST_BYTES, Digest
 
@@ -129,7 +129,7 @@ class FrameReader:
             raise StreamBroken(f"{self._peer} sent a reason of {length} bytes: closed")
         why = bytearray(length)
         self._body.read_into(memoryview(why))
-        return Gone(digest, why.decode(errors="replace"))
+        return Gone(digest, sentence_of(why.decode(errors="replace") or "it is gone"))
 
     def _read(self, count: int) -> memoryview:
         view = self._head[:count]

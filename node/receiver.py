@@ -11,7 +11,7 @@ import contextlib
 from collections.abc import Callable
 
 from node.bulk_store import BulkDepot
-from node.bulk_stream import StreamBroken
+from node.bulk_stream import StreamBroken, sentence_of
 from node.inbox import Expected, Item
 from node.parcels import Chunk, Close, End, Frame, FrameReader, Gone, Large, ListPage, Small
 from node.progress import DISK, NETWORK
@@ -104,7 +104,7 @@ class Receiver:
         try:
             opened.partial = self._depot.partial(item.record)
         except (StoreError, OSError) as problem:
-            opened.error = str(problem)
+            opened.error = sentence_of(problem)
         self._close_partial(opened, interrupted=False)
 
     # Small artifacts
@@ -138,9 +138,9 @@ class Receiver:
             return
         self._expected.meter.enter(DISK)
         try:
-            failed = {record.digest: str(why) for record, why in self._depot.arrive_small(batch) if why}
+            failed = {record.digest: sentence_of(why) for record, why in self._depot.arrive_small(batch) if why}
         except (StoreError, OSError) as problem:
-            failed = {record.digest: str(problem) for record, _ in batch}
+            failed = {record.digest: sentence_of(problem) for record, _ in batch}
         wrong_bytes = 0
         for record, view in batch:
             why = failed.get(record.digest, "")
@@ -162,7 +162,7 @@ class Receiver:
         try:
             opened.partial = self._depot.partial(item.record)
         except (StoreError, OSError) as problem:
-            opened.error = str(problem)
+            opened.error = sentence_of(problem)
 
     def _list_page(self, page: ListPage) -> None:
         opened = self._required_open()
@@ -199,11 +199,11 @@ class Receiver:
         try:
             act(opened.partial)
         except WrongBytes as problem:
-            opened.error = opened.error or self._blame(opened.record.digest, str(problem))
+            opened.error = opened.error or self._blame(opened.record.digest, sentence_of(problem))
             self._waste(size)
             return False
         except (StoreError, OSError) as problem:
-            opened.error = opened.error or str(problem)
+            opened.error = opened.error or sentence_of(problem)
             self._waste(size)
             return False
         finally:
@@ -217,7 +217,7 @@ class Receiver:
                 complete = opened.partial.complete
                 opened.partial.close()
             except (StoreError, OSError) as problem:
-                complete, opened.error = False, opened.error or str(problem)
+                complete, opened.error = False, opened.error or sentence_of(problem)
         if complete:
             self._expected.settle(opened.item)
         elif opened.error or not interrupted:
@@ -230,7 +230,7 @@ class Receiver:
             opened.error = opened.error or frame.why
             self._close_partial(opened, interrupted=False)
         else:
-            self._expected.settle(self._begin(frame.digest), frame.why or "it is gone")
+            self._expected.settle(self._begin(frame.digest), frame.why)
 
     # What is held against the peer
 

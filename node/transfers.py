@@ -16,7 +16,7 @@ from functools import partial
 
 from node.bulk_client import Connections, Job
 from node.bulk_store import BulkDepot
-from node.bulk_stream import Patience, StreamBroken
+from node.bulk_stream import Patience, StreamBroken, sentence_of
 from node.fetching import Fetching
 from node.inbox import asked_bytes
 from node.progress import Meter, Progress
@@ -153,7 +153,7 @@ class Transfers:
         try:
             error = self._upload(task, task.effect) if isinstance(task.effect, Upload) else self._fetch(task)
         except StreamBroken as problem:
-            error = task.job.why or str(problem)
+            error = task.job.why or sentence_of(problem)
         except Exception as problem:  # a fault of ours fails one transfer, is seen, and the agent goes on
             error = f"it failed unexpectedly: {problem!r}"
             self._hooks.on_report(Report("error", "transfer_fault", f"transfer {task.effect.transfer}: {problem!r}"))

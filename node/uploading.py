@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from node.bulk_client import Connection, Job
 from node.bulk_store import BulkDepot, read_checked
-from node.bulk_stream import StreamBroken
+from node.bulk_stream import StreamBroken, sentence_of
 from node.parcels import FrameWriter
 from node.progress import DISK, LIMIT, NETWORK, Meter
 from node.throttle import Throttle
@@ -91,8 +91,8 @@ class Uploader:
             else:
                 self._large(parcel, blob)
         except (StoreError, OSError) as problem:
-            self._frames.gone(parcel.record.digest, str(problem))
-            self._on_left_out(parcel, str(problem))
+            self._frames.gone(parcel.record.digest, sentence_of(problem))
+            self._on_left_out(parcel, sentence_of(problem))
         finally:
             if blob is not None:
                 blob.close()

@@ -292,20 +292,22 @@ def test_a_wrong_chunk_list_is_refused(a: Node, b: Node) -> None:
 
 def test_a_peer_that_keeps_sending_wrong_bytes_is_cut_off(a: Node, b: Node) -> None:
     content = content_of(32 * MIB)
-    record = record_of(content)
-    b.server.inbox.expect("a", 1, parcels([record]))
+    record, waiting = record_of(content), record_of(b"never comes")
+    b.server.inbox.expect("a", 1, parcels([record, waiting]))
     pusher = Pusher(a, b, 1).begin()
     pusher.frames.large(record.digest, len(content), leaves_of(content))
 
     def insist() -> None:
         for index in range(32):
             pusher.chunk(index, bytes(CHUNK_BYTES))
+        pusher.frames.close()
         pusher.frames.end()
         end_push(pusher.connection)
 
     with pytest.raises(StreamBroken):
         insist()
-    assert record.digest in fails(b.heard.arrival())
+    assert "not what its digest says" in fails(b.heard.arrival())[record.digest]
+    assert fails(b.heard.arrival())[waiting.digest] == "a sent too much that could not be used: closed"
     assert len(b.heard.wrong) == 1
     pusher.close()
 
@@ -480,6 +482,18 @@ def test_a_disk_that_fails_at_the_receiver_fails_that_artifact_with_a_sentence(
     assert says in fails(arrived)[large.digest]
     assert b.heard.wrong == []
     assert a.heard.upload_end().error == ""
+
+
+def test_a_failure_without_words_is_still_a_failure(a: Node, b: Node) -> None:
+    def wordless(*_: object) -> list[tuple[Record, str]]:
+        raise OSError
+
+    b.shelf.arrive_small = wordless  # type: ignore[method-assign,assignment]
+    record = a.shelf.hold(b"small")
+    push(a, b, 1, parcels([record]))
+    assert fails(b.heard.arrival()) == {record.digest: "OSError()"}
+    b.transfers.fetch(Fetch(2, record, ("a",)))
+    assert fails(b.heard.arrival(2)) == {record.digest: "OSError()"}
 
 
 # --- fetches ---
