@@ -156,7 +156,7 @@ class JoinServer:
         report: Callable[[Report], None],
         refusals: RefusalLog,
     ) -> None:
-        """`seeds` are addresses a new node can dial when the hosts file has none for it."""
+        """`seeds` are addresses a new node can dial; `hosts_file` reads the file and is called in a thread."""
         self._issuer = issuer
         self._hosts_file = hosts_file
         self._seeds = seeds
@@ -210,21 +210,23 @@ class JoinServer:
             return _refusal(429, "busy", "too many failed joins: wait a minute and try again")
         try:
             asked = _read_request(await request.read())
-            certificate = await asyncio.get_running_loop().run_in_executor(self._thread, self._issuer.join, asked)
+            loop = asyncio.get_running_loop()
+            hosts_file = (await loop.run_in_executor(self._thread, self._hosts_file)).decode()
+            certificate = await loop.run_in_executor(self._thread, self._issuer.join, asked)
         except JoinRefused as refusal:
             self._failures.append((asyncio.get_running_loop().time(), address))
             self._refusals.refused(f"join-{refusal.reason}", address, f"a join was refused: {refusal}")
             return _refusal(403, refusal.reason, str(refusal))
-        except OSError as problem:
+        except (OSError, UnicodeDecodeError) as problem:
             self._report(Report("error", "join-failed", f"a join failed here: {problem}"))
-            return _refusal(500, "issuer", "the issuer's disk failed: see its log")
+            return _refusal(500, "issuer", "the issuer failed at its own files: its log says at which")
         self._report(Report("info", "joined", f"{asked.node} joined from {address}"))
         return web.json_response(
             {
                 "cluster": self._issuer.cluster,
                 "ca": self._issuer.ca_pem.decode(),
                 "certificate": certificate.decode(),
-                "hosts_file": self._hosts_file().decode(),
+                "hosts_file": hosts_file,
                 "seeds": list(self._seeds()),
             }
         )

@@ -121,6 +121,7 @@ class Node:
         self.revocations: dict[str, int] = {}
         self.listed: set[str] = {identity.node}
         self.alive: set[str] = set()
+        self.hosts_file: Callable[[], bytes] = lambda: b"cluster: fleet\n"
         self.reports: list[Report] = []
         self.events: list[Event] = []
         self.store = MemoryStore()
@@ -162,7 +163,7 @@ class Node:
         )
         self.join = JoinServer(
             self.issuer,
-            hosts_file=lambda: b"cluster: fleet\n",
+            hosts_file=lambda: self.hosts_file(),  # noqa: PLW0108 - a test may replace it
             seeds=lambda: [self.address],
             report=self.reports.append,
             refusals=self.refusals,

@@ -397,6 +397,23 @@ def test_a_damaged_book_grants_nothing_and_says_so(a: Identity, tmp_path: Path) 
     run(story)
 
 
+def test_an_issuer_whose_disk_fails_says_so_and_takes_no_use_of_the_token(a: Identity, tmp_path: Path) -> None:
+    def fail() -> bytes:
+        raise OSError(5, "Input/output error")
+
+    async def story() -> None:
+        async with Node(a) as issuer:
+            issuer.listed.add("b")
+            token = issuer.token()
+            whole, issuer.hosts_file = issuer.hosts_file, fail
+            assert "the issuer failed at its own files" in await refused(token, tmp_path / "b")
+            assert "Input/output error" in issuer.told("join-failed")[0]
+            issuer.hosts_file = whole
+            assert (await join(token, tmp_path / "c")).identity.node == "b"
+
+    run(story)
+
+
 def test_the_issuer_decides_alone_with_its_book_and_its_clock(a: Identity, tmp_path: Path) -> None:
     book = TokenBook(tmp_path / "book.json")
     token = parse_token(

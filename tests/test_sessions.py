@@ -197,6 +197,20 @@ def test_a_crossing_dial_of_the_larger_name_is_turned_down_by_the_session_of_the
     run(story)
 
 
+def test_a_crossing_dial_of_the_smaller_name_replaces_the_session_of_the_larger(a: Identity, b: Identity) -> None:
+    async def story() -> None:
+        async with Node(a) as first, Node(b) as second:
+            second.sessions.dial("a", first.address)
+            await until(lambda: is_up(second, "a"))
+            async with raw_session(second, a) as crossing:
+                await crossing.send_bytes(hello_frame("a"))
+                assert isinstance(wire.decode(await crossing.receive_bytes()), Hello)
+                await until(lambda: kinds(second.events) == ["SessionUp", "SessionDown", "SessionUp"])
+                assert not second.sessions.facts()[0].dialled
+
+    run(story)
+
+
 def test_a_peer_in_a_new_life_replaces_its_half_open_session(a: Identity, b: Identity) -> None:
     async def story() -> None:
         async with Node(a) as first, Node(b) as second:
