@@ -25,8 +25,13 @@ from node.local_fleet import FleetTrouble, LocalFleet
 
 MODEL_BYTES = 64 << 20
 SECONDS_MAX = 60.0
-# Shortened, so that a minute shows what otherwise takes several: the defaults are 60 s, 30 s and 2 s.
-TIMERS = {"auto_sync_interval_seconds": 2, "gossip_interval_seconds": 2, "settle_seconds": 0.3}
+# Shortened, so that a minute shows what otherwise takes several: the defaults are 60 s, 30 s, 2 s and 5 s.
+TIMERS = {
+    "auto_sync_interval_seconds": 2,
+    "gossip_interval_seconds": 2,
+    "settle_seconds": 0.3,
+    "snapshot_seconds_min": 1,
+}
 HOSTS: dict[str, dict[str, Any]] = {
     "coordinator": {"role": "coordinator", "provider": "local", "excluded": True},
     "train-1": {"role": "training", "provider": "lambda"},

@@ -90,6 +90,11 @@ class Context:
         self._started.append(Started(self._seq, batch, then, failed or self._shrug))
         self.emit(Commit(self._seq, batch))
 
+    @property
+    def committing(self) -> bool:
+        """Whether anything is on its way to the disk: what was just accepted is not at risk yet, nor is it safe."""
+        return bool(self._started)
+
     def durable(self, upto: int) -> None:
         """Everything up to here is on the disk: rows leave the overlay, continuations run in order."""
         while self._started and self._started[0].seq <= upto:

@@ -156,7 +156,7 @@ class Replica:
 
     def _heard(self, rows: Rows) -> None:
         """Rows are committed, ours or a peer's: everybody concerned looks at them."""
-        if any([self.members.heard(member) for member in rows.members]):
+        if sum(self.members.heard(member) for member in rows.members):  # every one is heard
             self.debts.recount()
             self.sending.replan_all()
         for record in rows.records:
@@ -383,13 +383,14 @@ class Replica:
         own = self.debts.own_open()
         hopeless = not self.members.alive
         for flush in list(self._flushes):
-            if not own or hopeless or self.ctx.now_ms >= flush.deadline_ms:
+            if not (own or self.ctx.committing) or hopeless or self.ctx.now_ms >= flush.deadline_ms:
                 self._flushes.remove(flush)
                 left = f"{len(own)} artifacts are still at risk; `spore risk` says why" if own else ""
                 self.ctx.emit(Answer(flush.request, left, copies=len(own), durable=not own))
         if self._leaving is None or self._exited:
             return
-        if own and not hopeless and self.ctx.now_ms < self._leaving.deadline_ms:
+        working = self.ctx.committing or (own and not hopeless)
+        if working and self.ctx.now_ms < self._leaving.deadline_ms:
             self.ctx.emit(SetTimer("flush", self.ctx.now_ms + 50))
             return
         self._exited = True
