@@ -160,6 +160,7 @@ class Wal:
         """Make everything appended and released so far durable. One call serves any number of appends."""
         with self._writing:
             self._require_open()
+            self._write_owed()
             self._sync_current()
             self._group.clear()
             self._unsynced_releases.clear()
@@ -168,7 +169,7 @@ class Wal:
         """Forget entries; ids that are not live are ignored. Needs no sync: a lost release only delivers again.
 
         The entries are not live after this even if `WalWriteFailed` is raised; the frame that says so is then
-        written before the next append.
+        written by the next call that writes, or by `sync`.
         """
         with self._writing:
             self._require_open()
@@ -186,7 +187,6 @@ class Wal:
             victim = self._table.victim(self._current)
             if victim is None:
                 return False
-            self._write_owed()
             self.sync()
             if self._move_forward(victim):
                 self._remove(victim)
@@ -198,7 +198,6 @@ class Wal:
             if self._closed:
                 return
             try:
-                self._write_owed()
                 self.sync()
             finally:
                 self._closed = True

@@ -528,7 +528,7 @@ def _survivals(prefix: int, random_seeds: int) -> Iterator[tuple[str, Survival]]
 
 
 def _fingerprint(tree: Tree) -> int:
-    return hash(tuple((path, file and (bytes(file.content), file.mode)) for path, file in tree.items()))
+    return hash(tuple((path, file and (bytes(file.content), file.mode, file.mtime_ns)) for path, file in tree.items()))
 
 
 class FailingFiles(FileLayer):

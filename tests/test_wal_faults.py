@@ -120,6 +120,20 @@ def test_a_segment_whose_sync_failed_is_never_synced_or_written_again(tmp_path: 
     wal.close()
 
 
+def test_a_group_that_failed_is_not_live_after_a_kill_either(tmp_path: Path) -> None:
+    faulty = FailingFiles(verbs={"fdatasync"}, at=2, code=errno.EIO)
+    wal = Wal.open(tmp_path / "wal", faulty, **SMALL)
+    wal.append([b"durable"])
+    wal.sync()
+    wal.append([b"failed"])
+    with pytest.raises(WalWriteFailed):
+        wal.sync()
+    again = Wal.open(tmp_path / "wal", FileLayer(), **SMALL)  # the first one was never closed
+    assert [payload for _, payload in again.live()] == [b"durable"]
+    again.close()
+    wal.close()
+
+
 def test_a_group_that_failed_is_not_live_even_when_it_could_not_be_cut_off(tmp_path: Path) -> None:
     faulty = FailingFiles(
         FailingFiles(verbs={"ftruncate"}, at=1, code=errno.EIO, times=99), verbs={"fdatasync"}, at=2, code=errno.EIO
@@ -152,6 +166,20 @@ def test_a_release_whose_frame_could_not_be_written_is_written_later(tmp_path: P
     again = Wal.open(tmp_path / "wal", FileLayer(), **SMALL)
     assert [payload for _, payload in again.live()] == [b"kept"]
     again.close()
+
+
+def test_a_sync_that_returns_has_written_the_releases_that_failed_before(tmp_path: Path) -> None:
+    faulty = FailingFiles(verbs={"writev"}, at=3, code=errno.ENOSPC)
+    wal = Wal.open(tmp_path / "wal", faulty, **SMALL)
+    ids = wal.append([b"released", b"kept"])
+    wal.sync()
+    with pytest.raises(WalWriteFailed):
+        wal.release(ids[:1])
+    wal.sync()
+    again = Wal.open(tmp_path / "wal", FileLayer(), **SMALL)  # the first one was killed
+    assert [payload for _, payload in again.live()] == [b"kept"]
+    again.close()
+    wal.close()
 
 
 def test_a_group_over_several_segments_fails_whole(tmp_path: Path) -> None:
