@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -84,7 +83,7 @@ def _beside(target: Path) -> Iterator[BinaryIO]:
     """A temporary file beside the target that takes its place, durably, if the body ends well."""
     if target.is_dir():
         raise CommandFailed(f"{target} is a folder; name the file to write with -o", EXIT_USAGE)
-    temporary = target.with_name(f".{target.name[:200]}.{secrets.token_hex(4)}.part")
+    temporary = target.with_name(f".{target.name[:200]}.{os.urandom(4).hex()}.part")
     try:
         descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     except OSError as problem:

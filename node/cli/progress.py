@@ -21,6 +21,7 @@ from node.cli.output import in_bytes, in_time, plain
 
 REDRAW_SECONDS = 0.1  # faster is flicker
 POLL_SECONDS = 0.5  # between questions to the agent, each a few hundred microseconds of its time
+STALLED_SECONDS = 2.0  # without a byte; shorter pauses are ordinary
 RATE_WINDOW_SECONDS = 5.0  # the rate of the last seconds: a start-up or an old stall must not blur it
 
 
@@ -56,25 +57,24 @@ class ProgressLine:
 
     def describe(self, position: Position) -> str:
         """The line without its label: `512.0 MiB of 1.0 GiB, 48.0 MiB/s, 11 s left, being sent to node-b`."""
-        rate = self._rate(position.done)
-        parts = [
-            f"{_amount(position.done, position)}" + (f" of {_amount(position.total, position)}" * (position.total > 0))
-        ]
+        rate, seconds = self._rate(position.done)
+        parts = [_amount(position)]
         if rate > 0:
-            parts.append(f"{in_bytes(rate)}/s" if position.unit == "bytes" else f"{rate:,.0f} {position.unit}/s")
+            parts.append(f"{in_bytes(rate)}/s" if position.unit == "bytes" else f"{rate:,.1f} {position.unit}/s")
             if position.total > position.done:
                 parts.append(f"{in_time((position.total - position.done) / rate)} left")
-        elif 0 < position.done < position.total:
+        elif seconds >= STALLED_SECONDS and 0 < position.done < position.total:
             parts.append("stalled")
         return ", ".join([*parts, *([plain(position.why)] if position.why else [])])
 
-    def _rate(self, done: float) -> float:
+    def _rate(self, done: float) -> tuple[float, float]:
+        """What moved each second, over how many seconds."""
         now = self._clock()
         self._past.append((now, done))
-        while now - self._past[0][0] > RATE_WINDOW_SECONDS:
+        while now - self._past[0][0] > RATE_WINDOW_SECONDS and len(self._past) > 2:
             self._past.popleft()
         then, before = self._past[0]
-        return (done - before) / (now - then) if now > then else 0.0
+        return (done - before) / (now - then) if now > then else 0.0, now - then
 
     def clear(self) -> None:
         """Take the line away, for what is printed next."""
@@ -84,8 +84,12 @@ class ProgressLine:
                 sys.stderr.flush()
 
 
-def _amount(count: float, position: Position) -> str:
-    return in_bytes(count) if position.unit == "bytes" else f"{count:,.0f} {position.unit}"
+def _amount(position: Position) -> str:
+    if position.unit == "bytes":
+        total = f" of {in_bytes(position.total)}" if position.total else ""
+        return f"{in_bytes(position.done)}{total}"
+    total = f" of {position.total:,.0f}" if position.total else ""
+    return f"{position.done:,.0f}{total} {position.unit}"
 
 
 @contextmanager

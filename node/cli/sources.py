@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import stat
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -122,6 +121,8 @@ def _standard_input(source: Source) -> Iterator[Opened]:
     if stat.S_ISREG(found.st_mode) and os.lseek(stream.fileno(), 0, os.SEEK_CUR) == 0:
         yield Opened(source, stream.fileno(), found.st_size, found.st_mode & 0o777, found)
         return
+    import tempfile
+
     with tempfile.TemporaryFile() as kept:
         _copy(stream, kept, source)
         found = os.fstat(kept.fileno())
@@ -135,5 +136,5 @@ def _copy(stream: BinaryIO, kept: BinaryIO, source: Source) -> None:
         kept.flush()
     except OSError as problem:
         raise SourceFailed(
-            f"{source} cannot be kept in {tempfile.gettempdir()} ({problem.strerror}); make room there or set TMPDIR"
+            f"{source} cannot be kept in the temporary folder ({problem.strerror}); make room there, or set TMPDIR"
         ) from problem
