@@ -1,0 +1,170 @@
+"""Simulated disks: what is on them, what of it would survive a crash, and how full they are.
+
+A `StoreDisk` is a root folder (one for each NFS group), a `LocalDisk` is a node's own folder: WAL and manifest. Contents
+are symbolic, a digest stands for its bytes. What was not synced may be lost when the power goes; which part of it, the
+seed decides. Bytes of one digest are counted once, since copies within a store are reflinks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from random import Random
+
+from protocol.chunks import chunk_count
+from protocol.effects import Entry, Inline
+from protocol.values import Digest, NodeId, Place, Record, RecordKey, StoreId
+from simulations.memory import MemoryCatalogue
+
+DEVICE = 1  # every simulated root is one file system
+
+
+@dataclass(slots=True, eq=False)
+class SimFile:
+    """A file below a root. `before` is what a rename that is not synced yet would fall back to."""
+
+    digest: Digest
+    size: int
+    inode: int
+    mtime_ns: int
+    synced_by: NodeId = ""  # who has renamed it and not synced the folder yet; empty: it is durable
+    before: SimFile | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Staged:
+    """A partial: chunks written, and how many of them are marked in the durable chunk map."""
+
+    record: Record
+    written: int = 0
+    marked: int = 0
+    reserved: bool = False
+
+    @property
+    def chunks(self) -> int:
+        return max(1, chunk_count(self.record.size))
+
+    @property
+    def complete(self) -> bool:
+        return self.written >= self.chunks
+
+    @property
+    def room_bytes(self) -> int:
+        return self.record.size if self.reserved else self.record.size * self.written // self.chunks
+
+
+@dataclass(slots=True, eq=False)
+class StoreDisk:
+    """One root: files by path, staging by node, and the room there is."""
+
+    store: StoreId
+    shared: bool
+    capacity_bytes: int
+    other_bytes: int = 0
+    files: dict[str, SimFile] = field(default_factory=dict)
+    staging: dict[NodeId, dict[Digest, Staged]] = field(default_factory=dict)
+    held_since: dict[Digest, int] = field(default_factory=dict)  # every digest ever verified and synced here
+    by_user: dict[Digest, None] = field(default_factory=dict)  # digests of files that users have changed or removed
+    ephemeral: bool = False
+    gone: bool = False  # the machine and its disk will not come back
+    _inode: int = 0
+
+    # --- files ---
+
+    def write(self, path: str, digest: Digest, size: int, now_ms: int, synced_by: NodeId = "") -> SimFile:
+        """Put a file at a path. With `synced_by` the rename is not durable until `sync`."""
+        self._inode += 1
+        file = SimFile(digest, size, self._inode, now_ms * 1_000_000, synced_by)
+        file.before = self.files.get(path) if synced_by else None
+        self.files[path] = file
+        if not synced_by:
+            self.held_since.setdefault(digest, now_ms)
+        return file
+
+    def sync(self, path: str, file: SimFile, now_ms: int) -> None:
+        file.synced_by, file.before = "", None
+        if self.files.get(path) is file:
+            self.held_since.setdefault(file.digest, now_ms)
+
+    def place(self, path: str, private: bool) -> Place:
+        file = self.files[path]
+        return Place(path, file.digest, DEVICE, file.inode, file.size, file.mtime_ns, private)
+
+    def stands(self, place: Place) -> bool:
+        """Whether the file still looks as it did when this place was true."""
+        file = self.files.get(place.path)
+        return file is not None and (file.inode, file.size, file.mtime_ns) == (
+            place.inode,
+            place.size,
+            place.mtime_ns,
+        )
+
+    def holds(self, digest: Digest) -> bool:
+        return not self.gone and any(f.digest == digest and not f.synced_by for f in self.files.values())
+
+    # --- room ---
+
+    def used_bytes(self) -> int:
+        sizes = {file.digest: file.size for file in self.files.values()}
+        staged = sum(s.room_bytes for partials in self.staging.values() for s in partials.values())
+        return self.other_bytes + sum(sizes.values()) + staged
+
+    def free_bytes(self) -> int:
+        return self.capacity_bytes - self.used_bytes()
+
+    # --- a crash ---
+
+    def crash(self, node: NodeId, power: bool, random: Random) -> None:
+        """What this node had not synced: kept by the page cache when only the process died, else as chance has it."""
+        for path in sorted(self.files):
+            file = self.files[path]
+            if file.synced_by != node:
+                continue
+            if power and random.random() < 0.5:
+                del self.files[path]
+                if file.before is not None:
+                    self.files[path] = file.before
+            else:
+                file.synced_by, file.before = "", None
+        for digest, staged in sorted(self.staging.get(node, {}).items()):
+            staged.reserved = False
+            if power:
+                staged.written = staged.marked
+            if not staged.written:
+                del self.staging[node][digest]
+
+
+@dataclass(slots=True, eq=False)
+class LocalDisk:
+    """A node's folder: the WAL, the manifest and the count of boots; all that outlives the process."""
+
+    catalogue: MemoryCatalogue
+    boots: int = 0
+    wal: dict[RecordKey, Entry] = field(default_factory=dict)
+    released: dict[RecordKey, None] = field(default_factory=dict)  # not written down yet
+    known: bool = True  # the manifest knows what lay here before; False after it was rebuilt
+
+    def pending(self) -> list[Entry]:
+        return [entry for key, entry in self.wal.items() if key not in self.released]
+
+    def inline(self, digest: Digest) -> bool:
+        """Whether the bytes of this digest stand in an entry that is not released."""
+        return any(
+            entry.record.digest == digest and isinstance(entry.source, Inline) and key not in self.released
+            for key, entry in self.wal.items()
+        )
+
+    def write_releases(self) -> None:
+        for key in self.released:
+            self.wal.pop(key, None)
+        self.released.clear()
+
+    def crash(self, unsynced: list[Entry], power: bool, random: Random) -> int:
+        """A prefix of the group that was being written survives; a release may be forgotten. Returns entries lost."""
+        survivors = random.randint(0, len(unsynced)) if power else len(unsynced)
+        for entry in unsynced[:survivors]:
+            self.wal[entry.record.key] = entry
+        for key in list(self.released):
+            if random.random() < 0.5:
+                self.wal.pop(key, None)
+        self.released.clear()
+        return len(unsynced) - survivors

@@ -1,0 +1,298 @@
+"""A simulated node: the real core, driven on simulated disks and network.
+
+Performs every effect in order, as the agent does, and may die between any two of them: `fuse` counts down at each
+effect and at each step of a commit or a publication, and at zero the process is gone. What survives is what the disks say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from random import Random
+from typing import Any
+
+from protocol import effects as f
+from protocol.events import Boot, DiskChanged, Event, Published, Reserved, Scanned, Timer, Withdrawn
+from protocol.messages import Hello, RowsMessage
+from protocol.replica import Replica
+from protocol.values import Digest, NodeId, Parcel, Place
+from simulations.commits import SimCommitter
+from simulations.depot import Publishing, SimDepot
+from simulations.disks import LocalDisk, StoreDisk
+from simulations.schedule import Act
+from simulations.surroundings import Surroundings
+from simulations.watching import Watching
+
+EPOCH_MS = 1_760_000_000_000  # virtual time begins in October 2025: stamps look like real ones
+ROOM_MS = 2_000  # the disk is looked at this often
+ROOM_TOLD_MS = 10_000  # and told at least this often
+RESERVE_MS = 2
+PUBLISH_MS = 6  # fdatasync and rename of a batch
+PAGE_ROWS = 200  # smaller than in the agent, so that small runs stream several pages
+
+
+class Died(Exception):
+    """The process of this node ends here and now."""
+
+
+class SimNode:
+    """One node, through all its lives."""
+
+    def __init__(self, name: NodeId, around: Surroundings, store: StoreDisk, disk: LocalDisk, random: Random) -> None:
+        self.name = name
+        self.around = around
+        self.store = store
+        self.disk = disk
+        self.random = random
+        self.depot = SimDepot(name, store, disk, around.fleet.routing_for(name), random)
+        self.depot.on_trouble = self.bite
+        self.watching = Watching(self)
+        self.replica: Replica
+        self.committer: SimCommitter
+        self.up = False
+        self.gone = False
+        self.life = 0
+        self.fuse = 0  # effects left to live; 0: no crash is planned
+        self.power = False  # whether the planned crash takes what was not synced
+        self.io_fails = False
+        self.clock_offset_ms = 0
+        self.expected: dict[tuple[NodeId, int], None] = {}
+        self.receiving_now: dict[tuple[NodeId, int], None] = {}
+        self._anchor_ms = 0
+        self._timers: dict[str, int] = {}
+        self._told_room: tuple[bool, bool] | None = None
+        self._told_room_ms = 0
+        self._perform: dict[type, Callable[[Any], None]] = self._table()
+
+    # --- life ---
+
+    def start(self) -> None:
+        """A new process on what survived."""
+        if self.up or self.gone:
+            return
+        self.up = True
+        self.life += 1
+        self.disk.boots += 1
+        self._anchor_ms = self.clock_offset_ms
+        self._timers.clear()
+        self._told_room = None
+        pending = tuple(self.disk.pending())
+        if pending:
+            self.bite("booted_with_pending")
+        self.around.oracle.booted(self.name, pending)
+        seed = self.random.getrandbits(32)
+        self.replica = Replica(
+            self.name, self.store.store, self.around.fleet, self.disk.catalogue, Random(seed), self.disk.boots
+        )
+        self.committer = SimCommitter(self, self.disk, self.random, self.around.oracle)
+        self.handle(Boot(pending, self.disk.catalogue.last_hlc()))
+        self._look_at_room()
+        self.watching.start()
+
+    def crash(self, power: bool) -> None:
+        """The process dies; with `power` the machine does, and what was not synced is a matter of chance."""
+        if not self.up:
+            return
+        self.bite("power_lost" if power else "killed")
+        self._end(power, quick=not power)
+
+    def _end(self, power: bool, quick: bool) -> None:
+        self.up = False
+        self.life += 1
+        self.fuse = 0
+        self.expected.clear()
+        self.receiving_now.clear()
+        self.around.trace.note(self.around.schedule.now_ms, self.name, "down")
+        lost = self.disk.crash(self.committer.unsynced, power, self.random)
+        if lost:
+            self.bite("wal_tail_lost")
+        self.store.crash(self.name, power, self.random)
+        self.depot.forget_reservations()
+        self.around.network.node_down(self.name, quick)
+        self.around.oracle.down(self.name)
+
+    def vanish(self) -> None:
+        """The machine and its disk are gone for good."""
+        self.crash(power=True)
+        self.gone = self.store.gone = True
+        self.bite("vanished")
+
+    def lives(self, life: int) -> bool:
+        return self.up and self.life == life
+
+    def later(self, delay_ms: int, act: Act) -> None:
+        """Do something in this life, if it lasts so long."""
+        life = self.life
+
+        def run() -> None:
+            if self.lives(life):
+                self.guard(act)
+
+        if self.up:
+            self.around.schedule.after(delay_ms, run)
+
+    def guard(self, act: Act) -> None:
+        """Run a step in which the process may die."""
+        try:
+            act()
+        except Died:
+            self.crash(self.power)
+
+    def burn(self, knob: str) -> None:
+        """One more point at which a crash may fall."""
+        if self.fuse:
+            self.fuse -= 1
+            if not self.fuse:
+                self.bite(knob)
+                raise Died
+
+    def bite(self, knob: str) -> None:
+        self.around.bites[knob] = self.around.bites.get(knob, 0) + 1
+
+    def clock_ms(self) -> int:
+        """The wall clock as it was at the start, moved on by a monotonic one: it never jumps within a life."""
+        return EPOCH_MS + self.around.schedule.now_ms + self._anchor_ms
+
+    # --- the core ---
+
+    def hello(self) -> Hello:
+        return self.replica.hello()
+
+    def handle(self, event: Event) -> None:
+        if self.up:
+            self.guard(lambda: self._handle(event))
+
+    def _handle(self, event: Event) -> None:
+        self.around.trace.note(self.around.schedule.now_ms, self.name, type(event).__name__)
+        for effect in self.replica.handle(event, self.clock_ms()):
+            self.burn("crash_between_effects")
+            self._perform[type(effect)](effect)
+
+    def _table(self) -> dict[type, Callable[[Any], None]]:
+        return {
+            f.Log: lambda effect: self.committer.add(effect),
+            f.Commit: lambda effect: self.committer.add(effect),
+            f.Release: self._release,
+            f.Send: self._send,
+            f.Dial: lambda effect: self.around.network.dial(self.name, effect.peer),
+            f.Hangup: lambda effect: self.around.network.hangup(self.name, effect.peer, effect.why),
+            f.StreamRows: self._stream_rows,
+            f.Upload: lambda effect: self.around.streams.upload(self, effect),
+            f.Fetch: lambda effect: self.around.streams.fetch(self, effect),
+            f.Reserve: self._reserve,
+            f.Unreserve: self._unreserve,
+            f.Publish: self._publish,
+            f.Unlink: self._unlink,
+            f.SetTimer: self._set_timer,
+            f.Answer: self._answer,
+            f.Scan: self._scan,
+            f.Report: self._report,
+            f.Exit: self._exit,
+        }
+
+    # --- effects ---
+
+    def _release(self, effect: f.Release) -> None:
+        for record in effect.records:
+            self.around.oracle.released(self.name, record)
+        self.committer.release(effect.records)
+
+    def _send(self, effect: f.Send) -> None:
+        message = effect.message
+        self.around.oracle.sending(self.name, effect.peer, message)
+        frame = self.around.network.send(self.name, effect.peer, message)
+        self.around.trace.note(self.around.schedule.now_ms, self.name, f"> {effect.peer} {type(message).__name__}", frame)
+
+    def _stream_rows(self, effect: f.StreamRows) -> None:
+        for index, page in enumerate(list(self.disk.catalogue.rows_pages(PAGE_ROWS))):
+            send = f.Send(effect.peer, RowsMessage(page))
+            self.later(index * 3, lambda send=send: self._send(send))  # type: ignore[misc]
+
+    def _reserve(self, effect: f.Reserve) -> None:
+        self.around.oracle.reserving(self.name, effect.peer, self._told_room)
+        delay = self.random.randint(0, RESERVE_MS)
+        self.later(delay, lambda: self._reserved(effect.peer, effect.transfer, effect.parcels))
+
+    def _reserved(self, peer: NodeId, transfer: int, parcels: tuple[Parcel, ...]) -> None:
+        missing, refused = self.depot.reserve(peer, transfer, parcels)
+        self.around.oracle.reserved(self.name, self.store.used_bytes(), self.depot.cap_bytes(), refused)
+        if peer != self.name and not all(refused):
+            self.expected[peer, transfer] = None
+        self.handle(Reserved(peer, transfer, missing, refused))
+
+    def _unreserve(self, effect: f.Unreserve) -> None:
+        self.expected.pop((effect.peer, effect.transfer), None)
+        self.receiving_now.pop((effect.peer, effect.transfer), None)
+        self.depot.unreserve(effect.peer, effect.transfer)
+
+    def _publish(self, effect: f.Publish) -> None:
+        self.around.oracle.publishing(self.name, effect)
+        self.later(self.random.randint(1, PUBLISH_MS), lambda: self._rename(effect))
+
+    def _rename(self, effect: f.Publish) -> None:
+        self.burn("crash_in_publish")
+        work = self.depot.rename(effect.items, self.around.schedule.now_ms)
+        for path, record in work.local:
+            self.watching.in_the_way(path, self.around.fleet.kind_of(record.name))
+        self.later(self.random.randint(1, PUBLISH_MS), lambda: self._sync(effect.op, work))
+
+    def _sync(self, op: int, work: Publishing) -> None:
+        self.burn("crash_in_publish")
+        done, failed = self.depot.sync(work, self.around.schedule.now_ms)
+        self.burn("crash_in_publish")
+        for record, place in done:
+            self.watching.published(record, place)
+        self.handle(Published(op, tuple(done), tuple(failed), tuple(work.moved)))
+
+    def _unlink(self, effect: f.Unlink) -> None:
+        self.around.oracle.unlinking(self.name, effect.places)
+        self.depot.unlink(effect.places)
+
+    def _set_timer(self, effect: f.SetTimer) -> None:
+        self._timers[effect.token] = effect.at_ms
+
+        def fire() -> None:
+            if self._timers.get(effect.token) == effect.at_ms:
+                del self._timers[effect.token]
+                self.handle(Timer(effect.token))
+
+        self.later(effect.at_ms - self.clock_ms(), fire)
+
+    def _answer(self, effect: f.Answer) -> None:
+        self.around.oracle.answered(self.name, effect)
+
+    def _scan(self, effect: f.Scan) -> None:
+        def scanned() -> None:
+            page, last = self.disk.catalogue.scan(effect.after, effect.limit)
+            self.handle(Scanned(effect.op, page, last))
+
+        self.later(self.random.randint(1, 20), scanned)
+
+    def _report(self, effect: f.Report) -> None:
+        self.around.trace.note(self.around.schedule.now_ms, self.name, f"{effect.level} {effect.event}")
+        self.around.oracle.reported(self.name, effect)
+
+    def _exit(self, effect: f.Exit) -> None:
+        """The final flush is over: the process ends of its own will."""
+        self.bite("left")
+        self.around.oracle.left(self.name, effect.unsafe)
+        self.later(0, lambda: self._end(power=False, quick=True))
+
+    # --- the disk, seen from the process ---
+
+    def _look_at_room(self) -> None:
+        now = self.around.schedule.now_ms
+        room = (self.depot.look(), self.depot.local_room())
+        if room != self._told_room or now - self._told_room_ms >= ROOM_TOLD_MS:
+            if self._told_room is not None and not room[0]:
+                self.bite("cap_reached")
+            self._told_room, self._told_room_ms = room, now
+            self.handle(DiskChanged(*room, self.store.capacity_bytes, self.store.used_bytes()))
+        self.later(ROOM_MS, self._look_at_room)
+
+    def reads(self, digest: Digest) -> bool:
+        """Whether this node can serve a digest now; places that are no longer true are withdrawn."""
+
+        def withdrawn(place: Place) -> None:
+            self.later(0, lambda: self.handle(Withdrawn(place, "the file was changed or removed")))
+
+        return self.depot.readable(digest, withdrawn)

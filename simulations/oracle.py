@@ -1,0 +1,321 @@
+"""The oracle: stands outside the nodes, notes what was promised, and says which promise was broken.
+
+It sees what a user and a peer see (answers, messages) and what is really on the disks, never what a node believes. Most
+rules are checked at the moment when a node says or does something; `simulations.verdict` checks the rest at the end.
+Convergence alone would pass vacuously: the oracle also counts what was accepted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from protocol import messages as m
+from protocol.effects import Answer, Entry, Inline, Publish, Referenced, Report
+from protocol.fleet import Fleet, Kind
+from protocol.messages import Message
+from protocol.values import (
+    Batch,
+    Digest,
+    Holding,
+    HoldingKey,
+    NodeId,
+    Place,
+    Record,
+    RecordKey,
+    State,
+    StoreId,
+)
+from simulations.disks import LocalDisk, StoreDisk
+from simulations.schedule import Schedule
+
+VIOLATIONS_MAX = 50  # more say nothing new about a seed
+
+
+@dataclass(slots=True)
+class Promise:
+    """Bytes were accepted under a name; whoever said so answers for them while its disk lives."""
+
+    record: Record
+    guarantors: dict[NodeId, None] = field(default_factory=dict)
+    referenced: bool = False
+
+
+@dataclass(slots=True)
+class Request:
+    """A client that waits for an answer."""
+
+    node: NodeId
+    what: str
+    name: str
+    digest: Digest | None
+    copies: int = 0
+    deadline_ms: int = 0
+
+
+class Oracle:
+    """What was promised, by whom, and whether it was kept so far."""
+
+    def __init__(self, schedule: Schedule, fleet: Fleet) -> None:
+        self.schedule = schedule
+        self.fleet = fleet
+        self.stores: dict[NodeId, StoreDisk] = {}
+        self.disks: dict[NodeId, LocalDisk] = {}
+        self.violations: list[str] = []
+        self.promises: dict[tuple[str, Digest], Promise] = {}
+        self.records: dict[RecordKey, Record] = {}  # every record that any disk ever had
+        self.by_name: dict[str, dict[RecordKey, Record]] = {}
+        self.requests: dict[int, Request] = {}
+        self.reports: dict[str, int] = {}
+        self.answers: dict[str, int] = {}
+        self.accepted_at_ms: dict[RecordKey, int] = {}
+        self.depth: dict[tuple[NodeId, RecordKey], int] = {}  # messages a record took to a node
+        self._hop: dict[RecordKey, dict[NodeId, int]] = {}
+        self._committed: dict[NodeId, dict[RecordKey, None]] = {}
+        self._stated: dict[tuple[HoldingKey, int], bool] = {}
+        self._authored: dict[tuple[HoldingKey, int], None] = {}
+        self._request = 0
+
+    def join(self, node: NodeId, store: StoreDisk, disk: LocalDisk) -> None:
+        self.stores[node] = store
+        self.disks[node] = disk
+        self._committed[node] = {}
+
+    def violation(self, sentence: str) -> None:
+        line = f"at {self.schedule.now_ms} ms: {sentence}"
+        if len(self.violations) < VIOLATIONS_MAX and line not in self.violations:
+            self.violations.append(line)
+
+    # --- what is accepted ---
+
+    def ask(self, request: Request) -> int:
+        self._request += 1
+        self.requests[self._request] = request
+        return self._request
+
+    def logged(self, node: NodeId, entry: Entry) -> None:
+        """The WAL entry is on the disk and the node has been told so: from now on it answers for the bytes."""
+        self._know(entry.record)
+        self.accepted_at_ms.setdefault(entry.record.key, self.schedule.now_ms)
+        self._hop.setdefault(entry.record.key, {})[node] = 0
+        self._promise(node, entry.record, isinstance(entry.source, Referenced))
+
+    def _promise(self, node: NodeId, record: Record, referenced: bool) -> None:
+        promise = self.promises.setdefault((record.name, record.digest), Promise(record))
+        promise.referenced = (promise.referenced or not promise.guarantors) and referenced
+        promise.guarantors[node] = None
+
+    def booted(self, node: NodeId, pending: Iterable[Entry]) -> None:
+        for entry in pending:
+            self._know(entry.record)
+            self._hop.setdefault(entry.record.key, {})[node] = 0
+
+    def committed(self, node: NodeId, batch: Batch) -> None:
+        """A group of this node reached its manifest."""
+        for record in batch.rows.records:
+            self._know(record)
+            self._committed[node][record.key] = None
+        for holding in batch.rows.holdings:
+            if holding.node == node:
+                self._state(holding)
+
+    def committed_by(self, node: NodeId) -> dict[RecordKey, None]:
+        """Every record that this node's manifest ever had."""
+        return self._committed[node]
+
+    def _know(self, record: Record) -> None:
+        known = self.records.setdefault(record.key, record)
+        self.by_name.setdefault(record.name, {})[record.key] = record
+        if known.digest != record.digest:
+            self.violation(f"the stamp {record.hlc} of {record.origin} stands for two digests of {record.name}")
+
+    def _state(self, holding: Holding) -> None:
+        self._authored[holding.key, holding.seq] = None
+        before = self._stated.setdefault((holding.key, holding.seq), holding.present)
+        if before != holding.present:
+            self.violation(f"{holding.node} stated two things under the number {holding.seq}")
+
+    # --- what is said ---
+
+    def sending(self, node: NodeId, peer: NodeId, message: Message) -> None:
+        if isinstance(message, m.RowsMessage):
+            for record in message.rows.records:
+                self._told_record(node, peer, record)
+            for holding in message.rows.holdings:
+                self._told_holding(node, holding)
+        elif isinstance(message, m.Receipt):
+            for holding in message.holdings:
+                self._told_holding(node, holding)
+        elif isinstance(message, m.Offer):
+            for parcel in message.parcels:
+                self._told_record(node, peer, parcel.record)
+            if self.fleet.host(peer).excluded and not message.answers:
+                self.violation(f"{node} offered artifacts to {peer}, which is excluded from sync")
+
+    def _told_record(self, node: NodeId, peer: NodeId, record: Record) -> None:
+        if record.key not in self._committed[node]:
+            self.violation(f"{node} told {peer} of {record.name} before it was on its disk")
+        hops = self._hop.setdefault(record.key, {})
+        if node in hops and peer not in hops:
+            hops[peer] = hops[node] + 1
+
+    def _told_holding(self, node: NodeId, holding: Holding) -> None:
+        if (holding.key, holding.seq) not in self._authored:
+            self.violation(f"{node} told a holding of {holding.node} that {holding.node} never committed")
+        if self.fleet.host(holding.node).excluded and holding.present:
+            self.violation(f"{holding.node} is excluded from sync and states that it holds something")
+        if holding.node == node and holding.present and self._is_newest(node, holding):
+            store = self.stores[node]
+            if not store.holds(holding.digest) and holding.digest not in store.by_user:
+                self.violation(f"{node} stated that it holds {_short(holding.digest)}, and its disk does not")
+
+    def _is_newest(self, node: NodeId, holding: Holding) -> bool:
+        current = self.disks[node].catalogue.holding(holding.key)
+        return current is None or current.seq <= holding.seq
+
+    def hops(self) -> int:
+        return max((hop for hops in self._hop.values() for hop in hops.values()), default=0)
+
+    # --- what is answered ---
+
+    def answered(self, node: NodeId, answer: Answer) -> None:
+        request = self.requests.pop(answer.request, None)
+        if request is None:
+            self.violation(f"{node} answered request {answer.request}, which nobody waits for")
+            return
+        self.answers[f"{request.what}:{'error' if answer.error else 'ok'}"] = (
+            self.answers.get(f"{request.what}:{'error' if answer.error else 'ok'}", 0) + 1
+        )
+        if answer.error or answer.record is None:
+            return
+        if request.what == "put":
+            self._put_answered(node, request, answer.record)
+        if request.copies:
+            self._wait_answered(node, request, answer.record)
+
+    def _put_answered(self, node: NodeId, request: Request, record: Record) -> None:
+        if request.digest is not None and record.digest != request.digest:
+            self.violation(f"{node} accepted {request.name} and answered with other bytes")
+        disk, store = self.disks[node], self.stores[node]
+        safe = record.key in disk.wal or store.holds(record.digest) or self.copies(record) >= self.needed(record)
+        if not safe and record.digest not in store.by_user:
+            self.violation(f"{node} answered that {request.name} is accepted, and its disk does not have it")
+        self._promise(node, record, False)
+
+    def _wait_answered(self, node: NodeId, request: Request, record: Record) -> None:
+        have = self.copies(record)
+        if have < request.copies:
+            self.violation(
+                f"{node} answered that {request.name} has {request.copies} receipts, and {have} other stores have it"
+            )
+
+    def needed(self, record: Record) -> int:
+        kind = self.kind(record.name)
+        return self.fleet.min_copies(kind, record.origin) if kind else self.fleet.routing.min_copies
+
+    def kind(self, name: str) -> Kind | None:
+        return self.fleet.kind_of(name)
+
+    def copies(self, record: Record) -> int:
+        """Distinct stores, the origin's left out, that have or once had these bytes verified and synced."""
+        own = self.stores[record.origin].store
+        stores = self.distinct_stores()
+        return sum(record.digest in store.held_since for store in stores if store.store != own)
+
+    def distinct_stores(self) -> list[StoreDisk]:
+        unique: dict[StoreId, StoreDisk] = {}
+        for node in sorted(self.stores):
+            unique.setdefault(self.stores[node].store, self.stores[node])
+        return list(unique.values())
+
+    # --- what is done ---
+
+    def released(self, node: NodeId, record: Record) -> None:
+        """A WAL entry may go only when the artifact is durable, superseded, or lost through its user."""
+        if record.key not in self.disks[node].wal or record.key in self.disks[node].released:
+            return
+        broken = record.digest in self.stores[node].by_user
+        if self.copies(record) < self.needed(record) and not self.superseded(record) and not broken:
+            self.violation(
+                f"{node} released {record.name} from its WAL with {self.copies(record)} receipts of {self.needed(record)}"
+            )
+
+    def superseded(self, record: Record) -> bool:
+        """Whether the versions that exist let this one go: a tombstone above it, or enough newer ones."""
+        newer = [r for r in self.by_name.get(record.name, {}).values() if r.order > record.order]
+        kind = self.kind(record.name)
+        return any(r.state is State.DELETED for r in newer) or len(newer) >= (kind.versions if kind else 1)
+
+    def unlinking(self, node: NodeId, places: Iterable[Place]) -> None:
+        store = self.stores[node]
+        for place in places:
+            if not store.stands(place):
+                continue
+            here = any(f.digest == place.digest and path != place.path for path, f in store.files.items())
+            if not here and not self.elsewhere(place.digest, store) and self.required(place.digest):
+                self.violation(f"{node} removed the last copy of {_short(place.digest)} ({place.path})")
+
+    def required(self, digest: Digest) -> list[Record]:
+        """The accepted records with these bytes that no rule lets go."""
+        return [
+            promise.record
+            for (_, promised), promise in self.promises.items()
+            if promised == digest and not self.superseded(self.newest_with(promise))
+        ]
+
+    def newest_with(self, promise: Promise) -> Record:
+        """Bytes put again under the same name are a new version: that one counts."""
+        same = [
+            record
+            for record in self.by_name.get(promise.record.name, {}).values()
+            if record.digest == promise.record.digest
+        ]
+        return max(same, key=lambda record: record.order, default=promise.record)
+
+    def elsewhere(self, digest: Digest, but: StoreDisk | None = None) -> bool:
+        """Whether any disk that still exists has the bytes."""
+        if any(store is not but and store.holds(digest) for store in self.distinct_stores()):
+            return True
+        return any(
+            not self.stores[node].gone and self.has_inline(self.disks[node], digest) for node in sorted(self.disks)
+        )
+
+    def has_inline(self, disk: LocalDisk, digest: Digest) -> bool:
+        return any(
+            entry.record.digest == digest and isinstance(entry.source, Inline) for entry in disk.pending()
+        )
+
+    def reserving(self, node: NodeId, peer: NodeId, room: tuple[bool, bool] | None) -> None:
+        if peer != node and not (room and room[0]):
+            self.violation(f"{node} takes bytes of {peer} although its disk was said to be at its cap")
+        if peer != node and self.fleet.host(node).excluded:
+            self.violation(f"{node} is excluded from sync and takes bytes of {peer}")
+
+    def reserved(self, node: NodeId, used_bytes: int, cap_bytes: int, refused: tuple[str, ...]) -> None:
+        if not all(refused) and used_bytes > cap_bytes:
+            self.violation(f"{node} reserved room up to {used_bytes} bytes, over its cap of {cap_bytes}")
+
+    def publishing(self, node: NodeId, effect: Publish) -> None:
+        if self.fleet.host(node).excluded:
+            self.violation(f"{node} is excluded from sync and publishes {effect.items[0].record.name}")
+
+    def left(self, node: NodeId, unsafe: tuple[Record, ...]) -> None:
+        """A node that leaves names everything that only it has."""
+        named = {record.key: None for record in unsafe}
+        for key, entry in self.disks[node].wal.items():
+            record = entry.record
+            forgotten = key not in named and key not in self.disks[node].released
+            if forgotten and self.copies(record) < self.needed(record) and not self.superseded(record):
+                self.violation(f"{node} left without naming {record.name}, which is not durable")
+
+    def down(self, node: NodeId) -> None:
+        """Its clients lost their connections; what they were not told was not promised."""
+        for number in [number for number, request in self.requests.items() if request.node == node]:
+            del self.requests[number]
+
+    def reported(self, node: NodeId, report: Report) -> None:
+        self.reports[report.event] = self.reports.get(report.event, 0) + 1
+
+
+def _short(digest: Digest) -> str:
+    return digest.hex()[:12]

@@ -1,0 +1,55 @@
+"""Virtual time: what happens next is the earliest entry of a heap ordered by (time, sequence).
+
+Nothing here waits. Two entries of the same millisecond run in the order in which they were made, so that a run is a
+function of its seed alone. The trace is a running hash of what happened, for comparing runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from hashlib import blake2b
+from heapq import heappop, heappush
+
+Act = Callable[[], None]
+
+
+class Schedule:
+    """The world's clock and everything that is still to happen."""
+
+    def __init__(self) -> None:
+        self.now_ms = 0
+        self.steps = 0
+        self._heap: list[tuple[int, int, Act]] = []
+        self._sequence = 0
+
+    def after(self, delay_ms: int, act: Act) -> None:
+        self._sequence += 1
+        heappush(self._heap, (self.now_ms + max(0, delay_ms), self._sequence, act))
+
+    def run_until(self, at_ms: int) -> None:
+        """Let everything up to and including this moment happen."""
+        while self._heap and self._heap[0][0] <= at_ms:
+            self.now_ms, _, act = heappop(self._heap)
+            self.steps += 1
+            act()
+        self.now_ms = max(self.now_ms, at_ms)
+
+
+class Trace:
+    """A hash over (time, node, what happened), the same for a seed on every machine."""
+
+    def __init__(self, keep: int = 0) -> None:
+        self._hash = blake2b(digest_size=16)
+        self.lines: list[str] = []  # the last `keep` lines, for looking at a failing seed
+        self._keep = keep
+
+    def note(self, now_ms: int, node: str, what: str, content: bytes = b"") -> None:
+        line = f"{now_ms} {node} {what}"
+        self._hash.update(f"{len(line)} {len(content)} {line}".encode())
+        self._hash.update(content)
+        if self._keep:
+            self.lines.append(line)
+            del self.lines[: -self._keep]
+
+    def hexdigest(self) -> str:
+        return self._hash.hexdigest()

@@ -1,0 +1,202 @@
+"""Simulated bulk streams: uploads and fetches, their pace, and how they break.
+
+Bytes are symbolic, so a stream is a list of steps: so many chunks of that artifact after so many milliseconds. Every
+step looks again whether both ends live and reach each other; what arrived before a break stays in staging.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from random import Random
+
+from protocol.chunks import CHUNK_BYTES, chunk_count
+from protocol.effects import Fetch, Upload
+from protocol.events import Arrived, Uploaded
+from protocol.values import NodeId, Parcel, Record
+from simulations.driver import SimNode
+from simulations.network import Network
+
+BYTES_PER_MS = 50_000  # 400 Mbit/s
+BATCH_BYTES = 8 << 20  # small artifacts written at once, as in the agent
+STALL_MS = 30_000  # a stream that does not move is cut by the watchdog after this
+STEPS_MAX = 4  # of one large artifact: enough for a break in the middle
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """After `delay_ms` these artifacts stand in staging up to these chunks."""
+
+    delay_ms: int
+    upto: tuple[tuple[Record, int], ...]
+
+
+@dataclass(slots=True)
+class Weather:
+    """How often streams go wrong."""
+
+    breaks: float = 0.0  # at each step
+    stalls: float = 0.0
+    lies: float = 0.0  # the sender's bytes are not those of the digest
+
+
+@dataclass(slots=True)
+class Run:
+    """One stream between two lives."""
+
+    transfer: int
+    sender: SimNode
+    sender_life: int
+    receiver: SimNode
+    receiver_life: int
+    steps: list[Step]
+    complete: list[Record] = field(default_factory=list)
+    failed: list[tuple[Record, str]] = field(default_factory=list)
+
+    def lives(self) -> tuple[bool, bool]:
+        return self.sender.lives(self.sender_life), self.receiver.lives(self.receiver_life)
+
+
+class Streams:
+    """Performs `Upload` and `Fetch` for all nodes."""
+
+    def __init__(self, network: Network, random: Random, nodes: dict[NodeId, SimNode]) -> None:
+        self.network = network
+        self.random = random
+        self.nodes = nodes
+        self.weather = Weather()
+        self.payload_bytes = 0
+
+    # --- uploads ---
+
+    def upload(self, node: SimNode, effect: Upload) -> None:
+        def failed() -> None:
+            node.handle(Uploaded(effect.transfer, f"{effect.peer} cannot be reached"))
+
+        if effect.peer not in self.nodes or not self.network.dialable(node.name, effect.peer):
+            node.later(1_000, failed)
+            return
+        node.later(2 * self.network.latency_ms(node.name, effect.peer), lambda: self._begin(node, effect))
+
+    def _begin(self, node: SimNode, effect: Upload) -> None:
+        peer = self.nodes[effect.peer]
+        if not self.network.dialable(node.name, effect.peer):
+            node.handle(Uploaded(effect.transfer, f"{effect.peer} cannot be reached"))
+        elif (node.name, effect.transfer) not in peer.expected:
+            node.handle(Uploaded(effect.transfer, f"{effect.peer} does not expect this upload"))
+        else:
+            del peer.expected[node.name, effect.transfer]
+            run = Run(effect.transfer, node, node.life, peer, peer.life, _steps(effect.parcels))
+            peer.receiving_now[node.name, effect.transfer] = None
+            self._next(run)
+
+    def _next(self, run: Run) -> None:
+        """Walk on to the next step, or end."""
+        if not run.steps:
+            self._end(run, "")
+            return
+        step = run.steps.pop(0)
+        if self.random.random() < self.weather.stalls:
+            run.sender.bite("stream_stalled")
+            self.network.schedule.after(STALL_MS, lambda: self._end(run, "the stream stalled"))
+            return
+        self.network.schedule.after(step.delay_ms, lambda: self._take(run, step))
+
+    def _take(self, run: Run, step: Step) -> None:
+        sends, takes = run.lives()
+        cut = not self.network.reachable(run.sender.name, run.receiver.name)
+        expected = (run.sender.name, run.transfer) in run.receiver.receiving_now
+        if not sends or not takes or cut or not expected or self.random.random() < self.weather.breaks:
+            run.sender.bite("stream_broken")
+            self._end(run, "the connection was reset")
+            return
+        for record, upto in step.upto:
+            self._take_one(run, record, upto)
+        self._next(run)
+
+    def _take_one(self, run: Run, record: Record, upto: int) -> None:
+        if any(record.digest == bad.digest for bad, _ in run.failed):
+            return
+        self.payload_bytes += min(record.size, CHUNK_BYTES * upto)
+        if not run.sender.reads(record.digest):
+            run.failed.append((record, "its bytes are no longer there"))
+        elif self.random.random() < self.weather.lies:
+            run.sender.bite("wrong_bytes")
+            run.failed.append((record, f"{run.sender.name} sent wrong bytes"))
+        elif not run.receiver.depot.write(record, upto):
+            run.failed.append((record, "no room is reserved for it"))
+        elif run.receiver.depot.staged[record.digest].complete:
+            run.complete.append(record)
+
+    def _end(self, run: Run, error: str) -> None:
+        sends, takes = run.lives()
+        if takes:
+            run.receiver.receiving_now.pop((run.sender.name, run.transfer), None)
+            told = {record.digest: None for record in run.complete} | {r.digest: None for r, _ in run.failed}
+            rest = [record for step in run.steps for record, _ in step.upto if record.digest not in told]
+            unique = {record.digest: record for record in rest}.values()
+            failed = (*run.failed, *((record, error or "the stream ended") for record in unique))
+            arrived = Arrived(run.sender.name, run.transfer, tuple(run.complete), failed)
+            run.receiver.later(self.random.randint(0, 5), lambda: run.receiver.handle(arrived))
+        if sends:
+            run.sender.later(
+                self.random.randint(0, 5), lambda: run.sender.handle(Uploaded(run.transfer, error))
+            )
+
+    # --- fetches ---
+
+    def fetch(self, node: SimNode, effect: Fetch) -> None:
+        self._from_next(node, effect, list(effect.sources))
+
+    def _from_next(self, node: SimNode, effect: Fetch, sources: list[NodeId]) -> None:
+        """Range requests to one source; the next one is tried when it fails."""
+        if not sources:
+            why = "no source could deliver it"
+            node.handle(Arrived(node.name, effect.transfer, (), ((effect.record, why),)))
+            return
+        source = sources.pop(0)
+        duration = effect.record.size // BYTES_PER_MS + 2 * self.network.latency_ms(node.name, source)
+        node.later(duration, lambda: self._fetched(node, effect, source, sources))
+
+    def _fetched(self, node: SimNode, effect: Fetch, source: NodeId, sources: list[NodeId]) -> None:
+        record = effect.record
+        cut = not self.network.dialable(node.name, source) or self.random.random() < self.weather.breaks
+        lies = self.random.random() < self.weather.lies
+        if lies:
+            node.bite("wrong_bytes")
+        if cut or lies or not self.nodes[source].reads(record.digest):
+            self._from_next(node, effect, sources)
+            return
+        self.payload_bytes += record.size
+        if node.depot.write(record, max(1, chunk_count(record.size))):
+            node.handle(Arrived(node.name, effect.transfer, (record,)))
+        else:
+            node.handle(Arrived(node.name, effect.transfer, (), ((record, "no room is reserved for it"),)))
+
+
+def _steps(parcels: Sequence[Parcel]) -> list[Step]:
+    """Small artifacts many to a step, large ones in a few steps each, only the chunks that are missing."""
+    steps: list[Step] = []
+    batch: list[tuple[Record, int]] = []
+    batch_bytes = 0
+    for parcel in parcels:
+        record = parcel.record
+        if record.size > CHUNK_BYTES:
+            steps += _large(parcel)
+            continue
+        batch.append((record, 1))
+        batch_bytes += record.size
+        if batch_bytes >= BATCH_BYTES:
+            steps.append(Step(batch_bytes // BYTES_PER_MS + 1, tuple(batch)))
+            batch, batch_bytes = [], 0
+    if batch:
+        steps.append(Step(batch_bytes // BYTES_PER_MS + 1, tuple(batch)))
+    return steps
+
+
+def _large(parcel: Parcel) -> list[Step]:
+    total = chunk_count(parcel.record.size)
+    first = min((stripe.first for stripe in parcel.stripes), default=0)
+    stride = max(1, -(-(total - first) // STEPS_MAX))
+    ends = list(range(min(first + stride, total), total, stride)) + [total]
+    return [Step(stride * CHUNK_BYTES // BYTES_PER_MS, ((parcel.record, end),)) for end in dict.fromkeys(ends)]

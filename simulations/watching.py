@@ -1,0 +1,167 @@
+"""The watched folder of a simulated node: what users do to files, and how the node finds out.
+
+Files are noticed after a while, or by the rescan that follows a start, never at once. A file that changes while it is
+being accepted is looked at again. In an NFS group the members see the same files: a claim says which of them accepts one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from protocol.effects import Inline, Kept, Referenced, Source
+from protocol.events import Put, Withdrawn
+from protocol.fleet import Kind, is_reserved
+from protocol.names import name_of
+from protocol.values import Digest, Place, Record
+from simulations.disks import SimFile
+
+if TYPE_CHECKING:
+    from simulations.driver import SimNode
+
+INLINE_BYTES_MAX = 64 << 10  # up to this size the bytes stand in the WAL
+ACCEPT_BYTES_PER_MS = 500_000  # reading, hashing and copying
+NOTICE_MS = (20, 1_500)  # inotify, or a look at stable sizes
+RESCAN_FIRST_MS = 1_000
+CLAIM_MS_MAX = 30_000  # a claim whose claimer never told of the file is taken over after this
+
+
+@dataclass(slots=True)
+class Claims:
+    """Which member of an NFS group accepts which state of a file; lies in the shared store."""
+
+    taken: dict[tuple[str, int], tuple[str, int]] = field(default_factory=dict)
+
+
+class Watching:
+    """One node's eyes on its root."""
+
+    def __init__(self, node: SimNode) -> None:
+        self.node = node
+        self.claims = Claims()
+        self.scanned = False  # the first scan of this life is complete: what is new after it is news
+
+    def start(self) -> None:
+        self.scanned = False
+        self.node.later(RESCAN_FIRST_MS, self._rescan)
+
+    # --- what users do ---
+
+    def user_writes(self, path: str, digest: Digest, size: int) -> None:
+        self._user_touched(path)
+        self.node.store.write(path, digest, size, self.node.around.schedule.now_ms)
+        self._notice(path)
+
+    def user_removes(self, path: str) -> None:
+        self._user_touched(path)
+        self.node.store.files.pop(path, None)
+        self._notice(path)
+
+    def _user_touched(self, path: str) -> None:
+        before = self.node.store.files.get(path)
+        if before is not None:
+            self.node.store.by_user[before.digest] = None
+
+    def _notice(self, path: str) -> None:
+        self.node.later(self.node.random.randint(*NOTICE_MS), lambda: self._look(path))
+
+    # --- how the node finds out ---
+
+    def _rescan(self) -> None:
+        """Look at every file and every place: events are missed, and nothing was seen while the node was down."""
+        places = self.node.disk.catalogue.snapshot().places
+        for path in sorted({**self.node.store.files, **places}):
+            self._look(path)
+        self.scanned = True
+        interval = self.node.around.fleet.routing_for(self.node.name).auto_sync_interval_seconds
+        self.node.later(int(interval * 1000), self._rescan)
+
+    def _look(self, path: str) -> None:
+        file = self.node.store.files.get(path)
+        place = self.node.disk.catalogue.place(path)
+        if self.node.depot.place_at(path) is not None:
+            return
+        if file is not None and self._is_artifact(path):
+            self.found(path, self.node.around.fleet.kind_of_path(path))
+        elif place is not None:
+            self.node.bite("place_lost")
+            self.node.handle(Withdrawn(place, "the file was removed or changed"))
+
+    def _is_artifact(self, path: str) -> bool:
+        kind = self.node.around.fleet.kind_of_path(path)
+        return kind is not None and kind.snapshot is None and not is_reserved(path)
+
+    def found(self, path: str, kind: Kind | None) -> None:
+        """A file that is not known as it is now."""
+        file = self.node.store.files.get(path)
+        if file is not None and kind is not None and self._claim(path, file):
+            self._accept(path, file, kind, live=self.scanned)
+
+    def in_the_way(self, path: str, kind: Kind | None) -> None:
+        """Something is to be published over a file that we do not know: it is accepted first.
+
+        When another member of the NFS group has claimed it, it is that member's version, known here by its digest if at
+        all: it must not become a new one.
+        """
+        file = self.node.store.files.get(path)
+        if file is not None and kind is not None:
+            self._accept(path, file, kind, live=self.scanned and self._claim(path, file))
+
+    def _accept(self, path: str, file: SimFile, kind: Kind, live: bool) -> None:
+        """Copy or reference it, and look whether it changed meanwhile."""
+        delay = file.size // ACCEPT_BYTES_PER_MS + 1
+        self.node.later(delay, lambda: self._accepted(path, file, kind, live))
+
+    def _known(self, path: str, name: str, file: SimFile) -> bool:
+        """Whether a file of the first scan is a user's change of one that we knew.
+
+        It may be one that an earlier life published and did not live to commit: its bytes are those of a known version
+        then, or nothing is known of its path. Such a file must not outrank anything.
+        """
+        catalogue = self.node.disk.catalogue
+        versions = [version.digest for version in catalogue.versions(name)]
+        return self.node.disk.known and catalogue.place(path) is not None and file.digest not in versions
+
+    def _accepted(self, path: str, file: SimFile, kind: Kind, live: bool) -> None:
+        if self.node.store.files.get(path) is not file:
+            self.node.bite("changed_while_accepted")
+            self._notice(path)
+            return
+        place = self.node.store.place(path, False)
+        if self.node.depot.place_at(path) == place:
+            return
+        fleet = self.node.around.fleet
+        name = name_of(kind.name, path, self.node.name, kind.namespace == "node")
+        known = live or self._known(path, name, file)
+        if not known:
+            self.node.bite("found_without_history")
+        source = self._source(file, place, fleet.copy_max_bytes(kind, self.node.name))
+        self.node.bite(f"accepted_{type(source).__name__.lower()}")
+        self.node.handle(Put(0, name, file.digest, file.digest, file.size, 0o644, source, place, known))
+
+    def _source(self, file: SimFile, place: Place, copy_bytes_max: int) -> Source:
+        if file.size <= INLINE_BYTES_MAX:
+            return Inline(file.digest)
+        if file.size <= copy_bytes_max:
+            return Kept(self.node.depot.keep(file.digest, file.size, self.node.around.schedule.now_ms))
+        return Referenced(place)
+
+    # --- claims ---
+
+    def _claim(self, path: str, file: SimFile) -> bool:
+        if not self.node.store.shared:
+            return True
+        now = self.node.around.schedule.now_ms
+        claimer, since = self.claims.taken.setdefault((path, file.inode), (self.node.name, now))
+        if claimer == self.node.name:
+            return True
+        told = bool(self.node.disk.catalogue.sharers(file.digest))
+        if told or now - since < CLAIM_MS_MAX:
+            return False
+        self.claims.taken[path, file.inode] = (self.node.name, now)
+        return True
+
+    def published(self, record: Record, place: Place) -> None:
+        """What is published is claimed too, so that the other members let it be."""
+        if self.node.store.shared:
+            self.claims.taken.setdefault((place.path, place.inode), (self.node.name, 0))
