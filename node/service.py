@@ -73,7 +73,7 @@ class Service:
             "digest": record.digest.hex(),
             "size": record.size,
             "kind": record.kind,
-            "copies": self._copies(record),
+            "copies": answer.copies + (not self.agent.replica.ctx.excluded),
         }
 
     def _name(self, request: PutRequest) -> tuple[Kind, str]:
@@ -397,9 +397,6 @@ class Service:
         if record is None or record.state is not State.LIVE or record.kind == RESERVED_KIND:
             raise DoorError(f"there is no artifact {name}; `spore ls` shows what there is")
         return record
-
-    def _copies(self, record: Record) -> int:
-        return len({holding.store for holding in self.agent.manifest.holdings(record.digest)})
 
     def _deadline_ms(self, seconds: float) -> int:
         return self.agent.now_ms() + int(seconds * 1000) if seconds > 0 else 0

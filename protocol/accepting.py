@@ -43,7 +43,7 @@ class Accepting:
             return
         versions = self.ctx.versions(put.name)
         current = versions[0] if versions else None
-        if current is not None and current.state is State.LIVE and current.digest == put.digest:
+        if current is not None and current.digest == put.digest and self._kept_already(put, current):
             self._hold_again(put, current)
         elif not put.known:
             self._put_scanned(put, versions)
@@ -65,6 +65,16 @@ class Accepting:
         if not self.room and put.place is None:
             return "the disk of this node is below min_free_bytes; free some room or put it on another node"
         return ""
+
+    def _kept_already(self, put: Put, current: Record) -> bool:
+        """Whether accepting the same bytes again needs no entry of our own: they are safe here, or durable elsewhere.
+
+        That another node has accepted them is not enough: it may die before it has sent them to anybody.
+        """
+        if current.state is not State.LIVE:
+            return False
+        stays = bool(_places(put)) and not self.ctx.excluded
+        return stays or self.ctx.holds(put.digest) or self.debts.enough(current, 0, 0)
 
     def _put_scanned(self, put: Put, versions: list[Record]) -> None:
         """A file found without knowledge: known bytes become a holding, others a version below all that is known."""
@@ -96,12 +106,12 @@ class Accepting:
         )
 
     def _hold_again(self, put: Put, record: Record) -> None:
-        """The same bytes as a known version: no new version, but we hold them (again, or at another place)."""
+        """The same bytes as a known version: no new version, but we hold them (again, or at another place).
+
+        Committed even when there is nothing to write: what is known of the bytes may itself be on its way to the disk.
+        """
         places = _places(put)
         rows = Rows(holdings=() if self.ctx.holds(put.digest) else self._holdings(put, places))
-        if not places and not rows:
-            self._answer(put, record)
-            return
         self.ctx.commit(
             Batch(rows, places),
             lambda: self._held_again(put, record, rows),
@@ -138,7 +148,9 @@ class Accepting:
         if put.wait_copies:
             self.debts.wait(Wait(put.request, record, put.wait_copies, put.wait_domains, put.deadline_ms))
         else:
-            self.ctx.emit(Answer(put.request, "", record, copies=len(self.debts.receipts(record))))
+            debt = self.debts.open.get(record.key)
+            receipts = debt.receipts if debt else self.debts.receipts(record)
+            self.ctx.emit(Answer(put.request, "", record, copies=len(receipts)))
 
     def _refuse(self, request: int, why: str) -> None:
         if request:

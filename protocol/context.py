@@ -18,6 +18,8 @@ from protocol.fleet import Fleet, Host, Kind, Routing
 from protocol.messages import Message
 from protocol.values import Batch, Digest, Holding, HoldingKey, NodeId, Record, RecordKey, State, StoreId, newer
 
+COPIES_MAX = 100_000  # ten kinds from each of 10,000 members; beyond, policy is looked up each time
+
 Continuation = Callable[[], None]
 Failure = Callable[[str], None]
 
@@ -44,6 +46,8 @@ class Context:
     now_ms: int = 0
     out: list[Effect] = field(default_factory=list)
     _seq: int = 0
+    _routing: Routing | None = None
+    _copies: dict[tuple[str, NodeId], int] = field(default_factory=dict)
     _started: deque[Started] = field(default_factory=deque)
     _records: dict[str, dict[RecordKey, Record]] = field(default_factory=dict)
     _holdings: dict[HoldingKey, Holding] = field(default_factory=dict)
@@ -54,9 +58,29 @@ class Context:
     def host(self) -> Host:
         return self.fleet.host(self.node)
 
+    def change_fleet(self, fleet: Fleet) -> None:
+        """Another hosts file is in force."""
+        self.fleet = fleet
+        self._routing = None
+        self._copies.clear()
+
     @property
     def routing(self) -> Routing:
-        return self.fleet.routing_for(self.node)
+        """This node's routing; put together once for each hosts file."""
+        if self._routing is None:
+            self._routing = self.fleet.routing_for(self.node)
+        return self._routing
+
+    def min_copies(self, record: Record) -> int:
+        """How many receipts policy asks for; remembered by kind and origin, of which there are few."""
+        key = (record.kind, record.origin)
+        copies = self._copies.get(key)
+        if copies is None:
+            kind = self.kind(record.name)
+            copies = self.fleet.min_copies(kind, record.origin) if kind else self.routing.min_copies
+            if len(self._copies) < COPIES_MAX:
+                self._copies[key] = copies
+        return copies
 
     @property
     def excluded(self) -> bool:

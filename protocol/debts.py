@@ -110,8 +110,7 @@ class Debts:
         return still_open
 
     def settle_if_durable(self, debt: Debt) -> bool:
-        around = self.pool_of(debt.record)
-        if not durable(debt.receipts, around, self.seats_of(debt.record)):
+        if not self._is_durable(debt.record, debt.receipts, 0, 0):
             return False
         self.drop(debt.record.key)
         self.settled(debt)
@@ -123,8 +122,7 @@ class Debts:
             self.settle_if_durable(debt)
 
     def pool_of(self, record: Record, copies: int = 0, domains: int = 0) -> Pool:
-        kind = self.ctx.kind(record.name)
-        needed = copies or (self.ctx.fleet.min_copies(kind, record.origin) if kind else self.ctx.routing.min_copies)
+        needed = copies or self.ctx.min_copies(record)
         return pool(record.digest, self.seats_of(record), needed, domains)
 
     def seats_of(self, record: Record) -> list[Seat]:
@@ -137,7 +135,7 @@ class Debts:
     def _origin_store(self, record: Record) -> StoreId:
         if record.origin == self.ctx.node:
             return self.ctx.store
-        member = self.ctx.catalogue.member(record.origin)
+        member = self.members.row(record.origin)
         return member.store if member else b""
 
     def _count(self, debt: Debt, holding: Holding) -> None:
@@ -149,7 +147,7 @@ class Debts:
             debt.receipts.pop(holding.store, None)
 
     def _seat(self, holding: Holding) -> Seat:
-        member = self.ctx.catalogue.member(holding.node)
+        member = self.members.row(holding.node)
         if member is None:
             host = self.ctx.fleet.host(holding.node)
             return Seat(holding.node, holding.store, self.ctx.fleet.domain(holding.node), host.ephemeral)
@@ -165,8 +163,13 @@ class Debts:
         return debt.receipts
 
     def enough(self, record: Record, copies: int, domains: int) -> bool:
-        around = self.pool_of(record, copies, domains)
-        return durable(self.receipts(record), around, self.seats_of(record), domains)
+        return self._is_durable(record, self.receipts(record), copies, domains)
+
+    def _is_durable(self, record: Record, receipts: dict[StoreId, Seat], copies: int, domains: int) -> bool:
+        """K over d, the cheap part of the question first: most are asked while receipts are still missing."""
+        if len(receipts) < (copies or self.ctx.min_copies(record)):
+            return False
+        return durable(receipts, self.pool_of(record, copies, domains), self.seats_of(record), domains)
 
     def wait(self, wait: Wait) -> None:
         """Answer now, or when enough receipts are committed, or with an error at the deadline (see `tick`)."""

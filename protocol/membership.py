@@ -43,12 +43,14 @@ class Membership:
         self.own = Member(ctx.node, 0, store=ctx.store)
         self._restated_ms = 0
         self._told = self.own
+        self._rows: dict[NodeId, Member] = {}
         self._seats: dict[StoreId, list[Seat]] = {}  # by the store that does not count
 
     # --- our own row ---
 
     def boot(self) -> None:
         for member in self.ctx.catalogue.members():
+            self._rows[member.node] = member
             self._know(member.node, member.address)
         self.fleet_changed()
 
@@ -103,6 +105,10 @@ class Membership:
             self._seats[but] = eligible([*self.alive.values(), self.own], but)
         return self._seats[but]
 
+    def row(self, node: NodeId) -> Member | None:
+        """What a node, alive or not, last said of itself (committed)."""
+        return self._rows.get(node)
+
     def is_alive(self, node: NodeId) -> bool:
         return node in self.alive or node == self.ctx.node
 
@@ -147,6 +153,7 @@ class Membership:
         """A member's row was committed. Returns whether other stores may receive now than before."""
         if member.node == self.ctx.node:
             return False
+        self._rows[member.node] = member
         self._know(member.node, member.address)
         before = self.alive.get(member.node)
         if before is None or member.seq < before.seq:
@@ -184,5 +191,5 @@ class Membership:
         peer = self.peers.get(node)
         if peer is not None and peer.left:
             return True
-        member = self.ctx.catalogue.member(node)
+        member = self.row(node)
         return not self.is_alive(node) and member is not None and member.presence is Presence.LEFT

@@ -31,6 +31,7 @@ SWEEP_PAGE = 500  # records looked at per event: 20 ms of work
 SWEEP_FIRST_MS = 15_000  # after boot: peers have connected, and what they push has come
 REPAIR_GRACE_MS = 60_000  # a node away for less is not worth copying its artifacts for
 TRANSFERS_PER_BOOT = 1 << 32  # transfer numbers of one life never meet those of the next
+PUMP_AT_ONCE_MAX = 1_000  # wanted artifacts looked through for each news of a holding; above, the tick does it
 START = ("", 0, "")
 
 
@@ -177,16 +178,12 @@ class Replica:
                         self.receiving.fetch_again(record)
 
     def _consider(self, rows: Rows) -> None:
-        """New bytes somewhere: should they lie here too?"""
-        seen = set()
-        for holding in rows.holdings:
-            if holding.present and holding.node != self.ctx.node and holding.digest not in seen:
-                seen.add(holding.digest)
-                for record in self.ctx.catalogue.sharers(holding.digest):
-                    self.receiving.consider(record)
+        """New records: should their bytes lie here too? (New holdings are found as sources when they are needed.)"""
         for record in rows.records:
-            if record.origin != self.ctx.node and record.digest not in seen:
+            if record.origin != self.ctx.node:
                 self.receiving.consider(record)
+        if rows.holdings and len(self.receiving.wanted) <= PUMP_AT_ONCE_MAX:
+            self.receiving.pump()
 
     def _note_declared(self, record: Record) -> None:
         prefix = f"{RESERVED_KIND}/revoked/"
@@ -273,7 +270,7 @@ class Replica:
         self._state_debt()
 
     def _fleet_changed(self, event: e.FleetChanged) -> None:
-        self.ctx.fleet = event.fleet
+        self.ctx.change_fleet(event.fleet)
         self.members.fleet_changed()
         self.debts.recount()
         self._state_debt()
