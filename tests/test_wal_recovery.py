@@ -161,6 +161,8 @@ def test_damage_is_copied_to_quarantine_once_and_disappears_with_its_segment(tmp
         assert len(wal.recovered.reports) == 1
         assert len(quarantined(tmp_path)) == 1
     assert quarantined(tmp_path)[0].read_bytes()[HEADER_BYTES:] == b"wictim"
+    _, wal = live_of(tmp_path, FailingFiles(verbs={"writev"}, at=1, code=errno.EIO))
+    assert "copied to quarantine/" in wal.recovered.reports[0], "there is nothing left to write"
     wal = open_small(tmp_path)
     wal.release(list(live)[:1])
     while wal.compact():
@@ -306,6 +308,24 @@ def test_what_a_killed_process_had_not_synced_is_synced_at_the_start(tmp_path: P
     assert synced == [str(segments(tmp_path)[0])]
     again.close()
     wal.close()
+
+
+def test_the_next_entry_is_found_wherever_it_lies_after_more_than_a_mebibyte_of_damage(tmp_path: Path) -> None:
+    folder = tmp_path / "log"
+    folder.mkdir()
+    for shift in range(8):  # the search reads in steps of 1 MiB: let the next frame's magic lie across an edge
+        wal = Wal.open(folder / str(shift), FileLayer())
+        edge = 48 + 1 + (1 << 20) - 4 + shift  # near where the second step begins
+        entries = [b"d" * 131_072] * 7 + [b"d" * (edge - 48 - 7 * (HEADER_BYTES + 131_072) - HEADER_BYTES)]
+        wal.append(entries)
+        kept = wal.append([b"after"])
+        wal.close()
+        path = next((folder / str(shift)).glob("*.wal"))
+        path.write_bytes(path.read_bytes()[:48] + bytes(edge - 48) + path.read_bytes()[edge:])
+        again = Wal.open(folder / str(shift), FileLayer())
+        assert list(again.live()) == [(kept[0], b"after")]
+        assert again.recovered.quarantined_bytes == edge - 48
+        again.close()
 
 
 CHILD = textwrap.dedent("""
