@@ -20,7 +20,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from protocol.chunks import CHUNK_BYTES, chunk_count, digest_of, root_digest, split_leaves
+from protocol.chunks import CHUNK_BYTES, chunk_count, chunk_digest, digest_of, root_digest
 from protocol.values import Digest, Record
 from storage.chunkmap import read_file
 from storage.files import FileLayer
@@ -265,19 +265,26 @@ class Staging:
             self._files.ftruncate(fd, size_bytes)  # this file system cannot reserve: the room still counts it
 
     def _arrive_one(self, record: Record, content: Chunk) -> None:
-        if record.size > CHUNK_BYTES or len(content) != record.size or digest_of(bytes(content))[0] != record.digest:
+        if record.size > CHUNK_BYTES or len(content) != record.size or not _is_of(record, content):
             raise WrongBytes(f"the bytes that came for {record.name} are not those of its digest; they were dropped")
         if record.digest in self._small:
             return
         path = self.path(record.digest)
         with sentences(f"write {record.name} to staging"):
-            remove_if_there(self._files, path)
-            fd = self._files.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+            fd = self._create(path)
             try:
                 self._files.write(fd, content)
                 self._small[record.digest] = stamp_of(self._files.fstat(fd))
             finally:
                 self._files.close(fd)
+
+    def _create(self, path: Path) -> int:
+        """A new file; what an earlier life left there makes way (rarely, so it is not looked for each time)."""
+        try:
+            return self._files.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+        except FileExistsError:
+            remove_if_there(self._files, path)
+            return self._files.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
 
     def _recognise_small(self, record: Record) -> bool:
         """Hash a small file that an earlier life left; one with a second name may be published and is not ours."""
@@ -321,3 +328,9 @@ class Staging:
                 self.forget(group.digest)
                 freed_bytes += group.size_bytes
         return freed_bytes
+
+
+def _is_of(record: Record, content: Chunk) -> bool:
+    """Whether these bytes, one chunk at most, are those of the record's digest."""
+    leaves = [chunk_digest(content)] if len(content) else []
+    return root_digest(record.size, leaves) == record.digest
