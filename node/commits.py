@@ -11,11 +11,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor
+from contextlib import suppress
 
 from node.pending import PendingEntries
 from protocol.effects import Commit, Log
 from protocol.events import Durable, DurableFailed, Event
 from protocol.values import Record
+from storage.acceptance import INLINE_BYTES_MAX
 from storage.entries import encode_entry
 from storage.manifest import Manifest, ManifestFailed
 from storage.wal import Wal, WalFull
@@ -78,17 +80,24 @@ class GroupCommitter:
             self.post(Durable(group[-1].seq))
 
     def _write_logs(self, logs: list[Log], released: list[int]) -> list[int]:
-        """In the writer thread: append, sync, and only then let go of what was released; compact a little."""
+        """In the writer thread: append, sync, and only then let go of what was released."""
         ids: list[int] = []
         if logs:
             ids = self.wal.append([encode_entry(effect.entry) for effect in logs])
             self.wal.sync()
             for effect, entry_id in zip(logs, ids, strict=True):
                 self.pending.add(effect.entry, entry_id)
-        if released:
-            self.wal.release(released)
-        self.wal.compact()
+        self._let_go(released)
         return ids
+
+    def _let_go(self, released: list[int]) -> None:
+        """Releases and compaction promise nothing to anybody: when they fail, the next sync tries again."""
+        with suppress(OSError):
+            if released:
+                self.wal.release(released)
+            more = self.wal.compact()
+            while more and not self.wal.room(INLINE_BYTES_MAX):
+                more = self.wal.compact()
 
     def _fail(self, group: list[Log | Commit], logs: list[Log], ids: list[int], problem: Exception) -> None:
         """Nothing of this group was told. Entries that did reach the WAL protect nothing: they are released."""

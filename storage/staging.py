@@ -20,7 +20,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from protocol.chunks import CHUNK_BYTES, chunk_count, chunk_digest, digest_of, root_digest
+from protocol.chunks import CHUNK_BYTES, chunk_count, chunk_digest, digest_of, root_digest, split_leaves
 from protocol.values import Digest, Record
 from storage.chunkmap import read_file
 from storage.files import FileLayer
@@ -271,14 +271,14 @@ class Staging:
             return
         path = self.path(record.digest)
         with sentences(f"write {record.name} to staging"):
-            fd = self._create(path)
+            fd = self._create_small(path)
             try:
                 self._files.write(fd, content)
                 self._small[record.digest] = stamp_of(self._files.fstat(fd))
             finally:
                 self._files.close(fd)
 
-    def _create(self, path: Path) -> int:
+    def _create_small(self, path: Path) -> int:
         """A new file; what an earlier life left there makes way (rarely, so it is not looked for each time)."""
         try:
             return self._files.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
