@@ -16,7 +16,7 @@ from protocol.clock import HybridClock
 from protocol.effects import Commit, Effect, Entry, Log, Report, Send
 from protocol.fleet import Fleet, Host, Kind, Routing
 from protocol.messages import Message
-from protocol.values import Batch, Digest, Holding, HoldingKey, NodeId, Record, RecordKey, State, StoreId, newer
+from protocol.values import Batch, Digest, Holding, HoldingKey, NodeId, Place, Record, RecordKey, State, StoreId, newer
 
 COPIES_MAX = 100_000  # ten kinds from each of 10,000 members; beyond, policy is looked up each time
 
@@ -190,6 +190,11 @@ class Context:
     def deleted(self, record: Record) -> bool:
         """Whether a tombstone of this name ranks above the record."""
         return any(v.state is State.DELETED and v.order > record.order for v in self.versions(record.name))
+
+    def still_unneeded(self, places: tuple[Place, ...]) -> tuple[Place, ...]:
+        """Of places that were to be removed, those whose bytes no version has come to need meanwhile."""
+        started = {record.digest for named in self._records.values() for record in named.values()}
+        return tuple(p for p in places if p.digest not in started and not self.catalogue.sharers(p.digest))
 
     def holding(self, digest: Digest, present: bool) -> Holding:
         """Our own statement about a digest, with the next number of our own sequence."""

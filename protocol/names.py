@@ -15,6 +15,7 @@ NODE_PATTERN = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,61}[a-z0-9])?")
 KIND_PATTERN = re.compile(r"[a-z][a-z0-9_-]{0,31}")
 OWN_FOLDER = ".spore"  # below every root: store UUID, staging, versions
 PEERS_FOLDER = "peers"  # below every root: what other nodes wrote under their own names
+NOT_PARTS = frozenset(("", ".", ".."))  # what a file system would read as something else than a name
 RESERVED_KIND = "spore"  # our own records, for example revocations
 
 
@@ -46,15 +47,19 @@ def _path_problem(path: str) -> str:
         return "it is not valid UTF-8; rename the file"
     if not path or len(encoded) > NAME_BYTES_MAX:
         return f"it must have 1 to {NAME_BYTES_MAX} bytes and has {len(encoded)}"
-    if path.startswith("/"):
+    if path[0] == "/":
         return "it is absolute; give a path below the root"
-    if any(unicodedata.category(character) == "Cc" for character in path):
+    # Nearly every name is printable, which one call tells: this runs for each of thousands of puts a second.
+    if not path.isprintable() and any(unicodedata.category(character) == "Cc" for character in path):
         return "it holds a control character; rename the file"
-    for part in path.split("/"):
-        if part in ("", ".", ".."):
+    parts = path.split("/")
+    for part in parts:
+        if part in NOT_PARTS:
             return f"the part {part!r} is not allowed; write the path plainly"
-        if len(part.encode()) > PART_BYTES_MAX:
-            return f"the part {part[:20]!r}… has more than {PART_BYTES_MAX} bytes; shorten it"
+    if len(encoded) > PART_BYTES_MAX:
+        for part in parts:
+            if len(part.encode()) > PART_BYTES_MAX:
+                return f"the part {part[:20]!r}… has more than {PART_BYTES_MAX} bytes; shorten it"
     return ""
 
 
@@ -71,15 +76,18 @@ def check_name(name: str) -> str:
 
 def name_of(kind: str, path: str, origin: str, per_node: bool) -> str:
     """The name of the file at `path` below the root of `origin`."""
-    return check_name(f"{kind}/{origin}/{path}" if per_node else f"{kind}/{path}")
+    name = check_name(f"{kind}/{origin}/{path}" if per_node else f"{kind}/{path}")
+    check_publishable(name, origin, per_node)
+    return name
 
 
 def publication_path(name: str, origin: str, own_node: str, per_node: bool) -> str:
     """Where a record's bytes are published below our root.
 
     Another node's file of a per-node kind goes to `peers/<origin>/<path>`, so that it can neither meet ours nor
-    be taken for a file of ours by the watcher.
+    be taken for a file of ours by the watcher. Raises NameRefused where `publishable` says no.
     """
+    check_publishable(name, origin, per_node)
     path = name.partition("/")[2]
     if per_node:
         path = path.partition("/")[2]
@@ -89,8 +97,25 @@ def publication_path(name: str, origin: str, own_node: str, per_node: bool) -> s
 
 
 def publishable(name: str, origin: str, per_node: bool) -> bool:
-    """Whether a record from the network names a path at all: per-node names must carry their origin."""
-    if not per_node:
-        return name.partition("/")[2].split("/")[0] != PEERS_FOLDER
-    rest = name.partition("/")[2]
-    return rest.partition("/")[0] == origin and bool(rest.partition("/")[2])
+    """Whether a (checked) name can be published by every node: if not, a record from the network is not taken."""
+    return not _publication_problem(name, origin, per_node)
+
+
+def check_publishable(name: str, origin: str, per_node: bool) -> None:
+    """Raises NameRefused for a (checked) name that some node could not publish below its root."""
+    problem = _publication_problem(name, origin, per_node)
+    if problem:
+        raise NameRefused(f"name {name[:80]!r} is not usable: {problem}")
+
+
+def _publication_problem(name: str, origin: str, per_node: bool) -> str:
+    """Per-node names carry their origin, leave room for `peers/<origin>/`, and no path lies in a folder of ours."""
+    path = name.partition("/")[2]
+    if per_node:
+        writer, _, path = path.partition("/")
+        if writer != origin or not path:
+            return f"it must carry the node that wrote it, as in game/{origin}/first.db"
+        if len(name) + len(PEERS_FOLDER) > NAME_BYTES_MAX // 4 and _path_problem(f"{PEERS_FOLDER}/{origin}/{path}"):
+            return f"below {PEERS_FOLDER}/{origin}/ it would have more than {NAME_BYTES_MAX} bytes; shorten it"
+    first = path.partition("/")[0]
+    return f"{first}/ is spore's own folder" if first in (OWN_FOLDER, PEERS_FOLDER) else ""

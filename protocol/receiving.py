@@ -14,7 +14,7 @@ from hashlib import blake2b
 from protocol import messages as m
 from protocol.context import Context
 from protocol.debts import Debts
-from protocol.effects import Answer, Fetch, Publication, Publish, Reserve, Unreserve
+from protocol.effects import Answer, Fetch, Publication, Publish, Reserve, Unlink, Unreserve
 from protocol.events import Arrived, Published, Reserved
 from protocol.fleet import RESERVED_KIND, Kind
 from protocol.membership import Membership
@@ -87,7 +87,7 @@ class Receiving:
         self.arriving: dict[Digest, tuple[NodeId, int]] = {}
         self.wanted: dict[Digest, Wanted] = {}
         self.stopping = False
-        self._asked: dict[Digest, int] = {}  # until when
+        self._asked: dict[Digest, tuple[NodeId, int]] = {}  # of whom, and until when an answer is waited for
         self._publishing: dict[int, Incoming | None] = {}
         self._op = 0
         self._transfer = 0
@@ -279,13 +279,13 @@ class Receiving:
                 del self.wanted[digest]
                 continue
             sources = self._sources(digest, wanted.offered_by)
-            if not sources or self._asked.get(digest, 0) > now:
+            if not sources or digest in self._asked:
                 continue
             if self._by_upload(wanted.record, sources[0]):
                 batch = asks.setdefault(sources[0], [])
                 if len(batch) < ASK_COUNT:
                     batch.append(digest)
-                    self._asked[digest] = now + ASK_MS
+                    self._asked[digest] = (sources[0], now + ASK_MS)
             elif running < self.ctx.routing.max_concurrent_syncs and len(self.incoming) < INCOMING_MAX:
                 running += 1
                 self._begin_fetch(wanted.record, 0, wanted.offered_by)
@@ -374,7 +374,8 @@ class Receiving:
         incoming = self._publishing.pop(event.op, None)
         places = [place for _, place in event.done] + [place for _, place in event.moved]
         records = [record for record, _ in event.done]
-        holdings = tuple(self.ctx.holding(digest, True) for digest in dict.fromkeys(r.digest for r in records))
+        stated = [record.digest for record in records] + self._adopted(event)
+        holdings = tuple(self.ctx.holding(digest, True) for digest in dict.fromkeys(stated))
         news = tuple(record for record in records if not self.ctx.knows_record(record))
         rows = Rows(news, holdings)
         if incoming is not None:
@@ -383,9 +384,24 @@ class Receiving:
             self.ctx.report("warning", "not_published", f"{record.name} was not published: {why}")
         batch = Batch(rows, tuple(places), forget_places=_left(event.moved, places))
         ended = records + [record for record, _ in event.failed]
-        self.ctx.commit(
-            batch, lambda: self._committed(rows, ended, incoming), lambda error: self._uncommitted(incoming, error)
-        )
+        left_over = tuple(place for _, place in event.moved if not self.ctx.catalogue.sharers(place.digest))
+
+        def done() -> None:
+            self._committed(rows, ended, incoming)
+            self._drop_left_over(left_over)
+
+        self.ctx.commit(batch, done, lambda error: self._uncommitted(incoming, error))
+
+    def _adopted(self, event: Published) -> list[Digest]:
+        """What made room and was so far stated by another member of our NFS group only: from now on we answer for it."""
+        digests = [place.digest for _, place in event.moved if self.ctx.catalogue.sharers(place.digest)]
+        return [d for d in digests if not any(h.node == self.ctx.node for h in self.ctx.catalogue.holdings(d))]
+
+    def _drop_left_over(self, places: tuple[Place, ...]) -> None:
+        """Files that made room and that no version needs any more: nobody would ever remove them."""
+        if places:
+            batch = Batch(forget_places=tuple(place.path for place in places))
+            self.ctx.commit(batch, lambda: self.ctx.emit(Unlink(self.ctx.still_unneeded(places))))
 
     def _committed(self, rows: Rows, ended: list[Record], incoming: Incoming | None) -> None:
         self.tell(rows)
@@ -429,16 +445,21 @@ class Receiving:
     # --- upkeep ---
 
     def session_down(self, peer: NodeId) -> None:
-        """Offers not yet being received are void; running streams end by themselves and keep what they verified."""
-        for digest in [d for d, key in self.arriving.items() if key[0] == peer]:
-            self._asked.pop(digest, None)
+        """Its offers are void, begun or not: it forgets them too, and offers anew. Verified chunks stay in staging."""
+        for incoming in [x for x in self.incoming.values() if x.peer == peer and not self._is_publishing(x)]:
+            self._close(incoming)
+        for digest in [d for d, (asked, _) in self._asked.items() if asked == peer]:
+            del self._asked[digest]
+
+    def _is_publishing(self, incoming: Incoming) -> bool:
+        return any(x is incoming for x in self._publishing.values())
 
     def tick(self) -> None:
         now = self.ctx.now_ms
         for incoming in list(self.incoming.values()):
-            if now - incoming.started_ms > INCOMING_MS_MAX and incoming not in self._publishing.values():
+            if now - incoming.started_ms > INCOMING_MS_MAX and not self._is_publishing(incoming):
                 self._close(incoming)
-        for digest in [d for d, until in self._asked.items() if until <= now]:
+        for digest in [d for d, (_, until) in self._asked.items() if until <= now]:
             del self._asked[digest]
         self.pump()
 

@@ -83,7 +83,7 @@ class Retention:
 
         def done() -> None:
             self.tell(rows)
-            self.ctx.emit(Unlink(removable))
+            self.ctx.emit(Unlink(self.ctx.still_unneeded(removable)))
 
         for record in drops:
             if self.debts.drop(record.key) is not None:

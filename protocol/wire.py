@@ -37,7 +37,7 @@ SENTENCE_CHARS_MAX = 500  # reasons are for people
 META_ITEMS_MAX = 32  # fields carried along unread
 META_BYTES_MAX = 2_048  # all of them together
 SIZE_MAX = 1 << 50  # 1 PiB: above any artifact, far below what overflows SQLite's integers
-HLC_MAX = 1 << (48 + COUNTER_BITS - 1)  # SQLite integers are signed: stamps stay below 2^63 until the year 6429
+HLC_MAX = (1 << (48 + COUNTER_BITS - 1)) - 1  # SQLite integers are signed: stamps stay below 2^63 until the year 6429
 SEQ_MAX = HLC_MAX
 
 Packed = list[Any]
@@ -73,7 +73,7 @@ def unpack_record(row: object) -> Record:
     f = _fields(row, 10, "record")
     state, scope = f[7], f[8]
     if scope not in ("cluster", "peers"):
-        raise WireError(f"a record's scope must be cluster or peers, not {str(scope)[:40]!r}")
+        raise WireError(f"a record's scope must be cluster or peers, not {_shown(scope)}")
     record = Record(
         name=_name(f[0]),
         hlc=_int(f[1], HLC_MAX, "hlc"),
@@ -280,12 +280,12 @@ def encode(message: m.Message) -> bytes:
 def decode(frame: bytes) -> m.Message:
     """The message in a frame from the network. Raises `WireError` (one sentence) for anything that is not one."""
     parts = _list(_loads(frame, MESSAGE_BYTES_MAX), 64, "message")
-    if len(parts) < 2 or parts[0] != VERSION:
-        spoken = parts[0] if parts and isinstance(parts[0], int) else "none"
+    if len(parts) < 2 or type(parts[0]) is not int or parts[0] != VERSION:
+        spoken = parts[0] if parts and type(parts[0]) is int else "none"
         raise WireError(f"the peer speaks protocol version {spoken}, this node speaks {VERSION}: upgrade the older")
     number = parts[1]
-    if not isinstance(number, int) or number not in _TABLE:
-        raise UnknownMessage(f"message type {str(number)[:20]} is not known here; it is ignored")
+    if type(number) is not int or number not in _TABLE:
+        raise UnknownMessage(f"message type {_shown(number)} is not known here; it is ignored")
     kind, known, _, unpack = _TABLE[number]
     fields = parts[2:]
     if len(fields) < known:
@@ -314,6 +314,13 @@ def _loads(frame: bytes, bytes_max: int) -> object:
 # --- fields -----------------------------------------------------------------------------------------------------
 
 
+def _shown(value: object) -> str:
+    """A short form of what a peer sent, fit for a log: of a container its type only, for it may hold megabytes."""
+    if isinstance(value, str | bytes):
+        return repr(value[:40])
+    return repr(value) if value is None or isinstance(value, int | float) else f"a {type(value).__name__}"
+
+
 def _list(value: object, length_max: int, what: str) -> Packed:
     if not isinstance(value, list):
         raise WireError(f"{what} must be a list, not {type(value).__name__}")
@@ -331,13 +338,13 @@ def _fields(value: object, count: int, what: str) -> Packed:
 
 def _int(value: object, value_max: int, what: str) -> int:
     if type(value) is not int or not 0 <= value <= value_max:
-        raise WireError(f"{what} must be a whole number from 0 to {value_max}, not {str(value)[:40]}")
+        raise WireError(f"{what} must be a whole number from 0 to {value_max}, not {_shown(value)}")
     return value
 
 
 def _bool(value: object, what: str) -> bool:
     if type(value) is not bool:
-        raise WireError(f"{what} must be true or false, not {str(value)[:40]}")
+        raise WireError(f"{what} must be true or false, not {_shown(value)}")
     return value
 
 
@@ -378,7 +385,7 @@ def _meta(value: object) -> tuple[tuple[str, str | int], ...]:
             _int(abs(content), SEQ_MAX, "meta number")
         elif type(content) is not str:
             raise WireError("a meta value must be text or a whole number")
-        bytes_used += len(key) + len(str(content))
+        bytes_used += len(key.encode()) + len(str(content).encode())
         items.append((key, content))
     if bytes_used > META_BYTES_MAX:
         raise WireError(f"meta of {bytes_used} bytes is over the bound of {META_BYTES_MAX}")

@@ -188,6 +188,7 @@ class SimDepot:
         """The older version gets a durable name among the versions before it loses this one."""
         if there is not None and there.digest != record.digest:
             aside = self.version_path(there.digest)
+            self.store.by_mate[there.digest] = self.node
             if aside not in self.store.files:
                 self.store.write(aside, there.digest, there.size, now_ms)
             work.moved.append((path, self.store.place(aside, True)))
@@ -231,4 +232,5 @@ class SimDepot:
     def unlink(self, places: tuple[Place, ...]) -> None:
         for place in places:
             if self.store.stands(place):
+                self.store.by_mate[place.digest] = self.node
                 del self.store.files[place.path]

@@ -166,7 +166,10 @@ class Oracle:
             self.violation(f"{holding.node} is excluded from sync and states that it holds something")
         if holding.node == node and holding.present and self._is_newest(node, holding):
             store = self.stores[node]
-            if not store.holds(holding.digest) and holding.digest not in store.by_user:
+            unaware = holding.digest in store.by_user or (
+                store.shared and store.by_mate.get(holding.digest, node) != node
+            )
+            if not store.holds(holding.digest) and not unaware:
                 self.violation(f"{node} stated that it holds {_short(holding.digest)}, and its disk does not")
 
     def _is_newest(self, node: NodeId, holding: Holding) -> bool:

@@ -144,7 +144,7 @@ class Verdict:
                 self.oracle.violation(f"{node.name} is excluded from sync and holds {len(held)} artifacts")
 
     def _judge_path(self, node: SimNode, path: str) -> None:
-        """A published name shows the newest version that this store has."""
+        """A published name shows the newest version of all, if this store has it; older ones stay private."""
         catalogue = node.disk.catalogue
         place = catalogue.place(path)
         if place is None or place.private or not node.store.stands(place):
@@ -152,8 +152,7 @@ class Verdict:
         for name in dict.fromkeys(record.name for record in catalogue.sharers(place.digest)):
             versions = [v for v in catalogue.versions(name) if v.state is State.LIVE]
             shown = max(v.order for v in versions if v.digest == place.digest)
-            newer = [v for v in versions if v.order > shown and self._has_place(node, v)]
-            if newer and self._names_of(path, node.name) == [name]:
+            if versions[0].order > shown and self._has_place(node, versions[0]) and self._names_of(path, node.name) == [name]:
                 self.oracle.violation(f"{node.name} shows an older version of {name} at {path}")
 
     def _has_place(self, node: SimNode, record: Record) -> bool:

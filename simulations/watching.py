@@ -94,8 +94,11 @@ class Watching:
     def found(self, path: str, kind: Kind | None) -> None:
         """A file that is not known as it is now."""
         file = self.node.store.files.get(path)
+        place = self.node.disk.catalogue.place(path)
         if file is not None and kind is not None and self._claim(path, file):
             self._accept(path, file, kind, live=self.scanned)
+        elif place is not None:
+            self.node.handle(Withdrawn(place, "another member of the group has changed the file"))
 
     def in_the_way(self, path: str, kind: Kind | None) -> None:
         """Something is to be published over a file that we do not know: it is accepted first.
