@@ -26,6 +26,7 @@ UNREAD_BYTES_MAX = 1 << 20  # of answers; beyond it no further request is read
 ROWS_BETWEEN_TURNS = 200  # rows written before others get their turn on the event loop
 GONE_LOOK_SECONDS = 0.25  # between looks whether a client that stopped sending has left altogether
 
+_ENCODE = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode  # `json.dumps` makes one at each call
 _LOGGER = logging.getLogger("spore")
 
 
@@ -219,7 +220,7 @@ class Connection:
 
     def _send(self, line: Facts, block: bytes = b"") -> None:
         """Queue a line. Those of one turn of the event loop leave together: one system call for many puts."""
-        self._outgoing.append(json.dumps(line, separators=(",", ":")).encode() + b"\n")
+        self._outgoing.append(_ENCODE(line).encode() + b"\n")
         if block:
             self._outgoing.append(block)
         if not self._flushing:

@@ -97,32 +97,19 @@ def read_request(line: bytes) -> Request:
         raise BadRequest("this line is no JSON; send one JSON object per line") from None
     if not isinstance(fields, dict):
         raise BadRequest('this line is no JSON object; send one like {"id": 1, "do": "status"}')
-    request_id = _read_id(fields)
-    skip_bytes = _content_bytes(fields)
-    command = fields.pop("do", None)
-    arguments = COMMANDS.get(command) if isinstance(command, str) else None
-    if arguments is None:
-        known = ", ".join(COMMANDS)
-        raise BadRequest(f"there is no command {str(command)[:40]!r}; use one of {known}", request_id, skip_bytes)
-    unknown = sorted(set(fields) - set(arguments) - {"id"})
-    if unknown:
-        raise BadRequest(f"{command} takes no {unknown[0][:40]!r}; leave it out", request_id, skip_bytes)
-    try:
-        checked = {name: _read(fields, name, argument) for name, argument in arguments.items()}
-    except ValueError as problem:
-        raise BadRequest(f"{command}: {problem}", request_id, skip_bytes) from None
-    return Request(request_id, str(command), checked)
-
-
-def _read_id(fields: dict[str, Any]) -> Id:
     request_id = fields.get("id")
-    if isinstance(request_id, int) or request_id is None:
-        return request_id
-    if isinstance(request_id, str) and len(request_id) <= ID_CHARACTERS_MAX:
-        return request_id
-    raise BadRequest(
-        f"an id is a number or a text of at most {ID_CHARACTERS_MAX} characters", None, _content_bytes(fields)
-    )
+    if not _usable_id(request_id):
+        sentence = f"an id is a number or a text of at most {ID_CHARACTERS_MAX} characters"
+        raise BadRequest(sentence, None, _content_bytes(fields))
+    try:
+        return Request(request_id, *_command(fields))
+    except ValueError as problem:
+        raise BadRequest(str(problem), request_id, _content_bytes(fields)) from None
+
+
+def _usable_id(request_id: Any) -> bool:
+    short = isinstance(request_id, str) and len(request_id) <= ID_CHARACTERS_MAX
+    return request_id is None or isinstance(request_id, int) or short
 
 
 def _content_bytes(fields: dict[str, Any]) -> int | None:
@@ -133,18 +120,31 @@ def _content_bytes(fields: dict[str, Any]) -> int | None:
     return size if type(size) is int and 0 <= size <= SIZE_MAX else None
 
 
-def _read(fields: dict[str, Any], name: str, argument: Argument) -> Any:
-    value = fields.get(name)
+def _command(fields: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The command and its arguments, complete. Raises ValueError with the sentence."""
+    command = fields.get("do")
+    arguments = COMMANDS.get(command) if isinstance(command, str) else None
+    if arguments is None:
+        raise ValueError(f"there is no command {str(command)[:40]!r}; use one of {', '.join(COMMANDS)}")
+    for name in fields:
+        if name not in arguments and name not in ("id", "do"):
+            raise ValueError(f"{command} takes no {name[:40]!r}; leave it out")
+    return str(command), {name: _read(command, fields.get(name), name, arguments[name]) for name in arguments}
+
+
+def _read(command: Any, value: Any, name: str, argument: Argument) -> Any:
+    """One argument's value, checked."""
+    expected: Any = argument.type
     if value is None:
         if argument.default is ...:
-            raise ValueError(f"{name!r} is missing; give it")
+            raise ValueError(f"{command}: {name!r} is missing; give it")
         return argument.default
-    if argument.type is float and type(value) is int:
+    if expected is float and type(value) is int:
         value = float(value) if abs(value) <= argument.maximum else math.inf
-    if type(value) is not argument.type:
-        raise ValueError(f"{name!r} must be {_WORDS[argument.type]}")
-    if isinstance(value, int | float) and argument.maximum and not 0 <= value <= argument.maximum:
-        raise ValueError(f"{name!r} must be between 0 and {argument.maximum:g}")
+    if type(value) is not expected:
+        raise ValueError(f"{command}: {name!r} must be {_WORDS[expected]}")
+    if argument.maximum and not 0 <= value <= argument.maximum:
+        raise ValueError(f"{command}: {name!r} must be between 0 and {argument.maximum:g}")
     return value
 
 
