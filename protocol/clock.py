@@ -11,6 +11,7 @@ from protocol.values import Hlc
 
 COUNTER_BITS = 16
 FUTURE_MS_MAX = 5 * 60 * 1000  # our clock does not follow a peer's that is further ahead than this
+SCANNED_MIN = 1 << 16  # the stamps below are room for files found beside a file dated 1970, as unpacked archives are
 SCANNED_MAX = 1 << 34  # a written stamp has milliseconds above bit 16; seconds fit 34 bits until the year 2514
 
 
@@ -20,7 +21,7 @@ def stamp_ms(hlc: Hlc) -> int:
 
 
 class HybridClock:
-    """Hands out stamps of one node, each above every stamp it made or followed before."""
+    """Hands out stamps of one node, each above every stamp it made by its own clock or followed before."""
 
     def __init__(self, last: Hlc = 0) -> None:
         self.last = last
@@ -44,4 +45,4 @@ class HybridClock:
 
 def scanned(mtime_s: int) -> Hlc:
     """The stamp of a file found without manifest knowledge: below every written version, ordered by modification."""
-    return min(max(mtime_s, 1), SCANNED_MAX - 1)
+    return min(max(mtime_s, SCANNED_MIN), SCANNED_MAX - 1)

@@ -115,7 +115,7 @@ def _publication_problem(name: str, origin: str, per_node: bool) -> str:
         writer, _, path = path.partition("/")
         if writer != origin or not path:
             return f"it must carry the node that wrote it, as in game/{origin}/first.db"
-        if len(name) + len(PEERS_FOLDER) > NAME_BYTES_MAX // 4 and _path_problem(f"{PEERS_FOLDER}/{origin}/{path}"):
+        if len(f"{PEERS_FOLDER}/{origin}/{path}".encode()) > NAME_BYTES_MAX:
             return f"below {PEERS_FOLDER}/{origin}/ it would have more than {NAME_BYTES_MAX} bytes; shorten it"
     first = path.partition("/")[0]
     return f"{first}/ is spore's own folder" if first in (OWN_FOLDER, PEERS_FOLDER) else ""

@@ -86,16 +86,17 @@ def targets(ranked: Sequence[Seat], copies: int, domains: int, have: Sequence[Se
 
 
 def durable(receipts: Mapping[StoreId, Seat], around: Pool, seats: Collection[Seat], explicit_domains: int = 0) -> bool:
-    """Whether these receipts (the origin's store left out) make K over d.
+    """Whether these receipts (the origin's store left out) make K over d; `around` is the pool of eligible seats."""
+    counting = counted(receipts, around, seats)
+    needed = explicit_domains or around.domains
+    return len(counting) >= around.copies and len({seat.domain for seat in counting}) >= needed
 
-    `around` is the pool of eligible seats. Ephemeral receipts count only while persistent stores, eligible or holding
-    already, are fewer than K.
-    """
+
+def counted(receipts: Mapping[StoreId, Seat], around: Pool, seats: Collection[Seat]) -> list[Seat]:
+    """The receipts that count: ephemeral ones only while persistent stores, eligible or holding, are fewer than K."""
     persistent = {s.store for s in seats if not s.ephemeral} | {r.store for r in receipts.values() if not r.ephemeral}
     all_count = len(persistent) < around.copies
-    counted = [seat for seat in receipts.values() if all_count or not seat.ephemeral]
-    needed = explicit_domains or around.domains
-    return len(counted) >= around.copies and len({seat.domain for seat in counted}) >= min(needed, around.copies)
+    return [seat for seat in receipts.values() if all_count or not seat.ephemeral]
 
 
 def _weight(digest: Digest, store: StoreId) -> bytes:

@@ -16,7 +16,7 @@ from protocol.debts import Debt, Debts
 from protocol.effects import Upload
 from protocol.membership import Membership
 from protocol.messages import BUSY, HAVE, Ask, Offer, Receipt, Take
-from protocol.placement import targets
+from protocol.placement import counted, targets
 from protocol.values import NodeId, Parcel, Record, RecordKey
 
 SMALL_BYTES = 1 << 20  # up to one chunk an artifact travels in a batch
@@ -77,7 +77,8 @@ class Sending:
         around = self.debts.pool_of(debt.record)
         busy = {node for node, (until, _) in debt.refused.items() if until > now}
         ranked = [seat for seat in around.seats if seat.node not in busy and seat.store != self.ctx.store]
-        have = list(debt.receipts.values()) + [seat for seat in around.seats if seat.node in debt.asked]
+        receipts = counted(debt.receipts, around, self.debts.seats_of(debt.record))
+        have = receipts + [seat for seat in around.seats if seat.node in debt.asked]
         chosen = targets(ranked, around.copies, around.domains, have)
         for seat in chosen:
             debt.asked.add(seat.node)
