@@ -14,7 +14,7 @@ from protocol.debts import Debts, Wait
 from protocol.effects import Answer, Entry, Inline, Kept, Release
 from protocol.events import Await, Declare, Put, Remove, Withdrawn
 from protocol.fleet import RESERVED_KIND
-from protocol.names import NameRefused, check_name
+from protocol.names import NameRefused, check_name, check_publishable
 from protocol.values import NO_DIGEST, Batch, Digest, Holding, Place, Record, Rows, State
 
 WAIT_DEFAULT = 0  # asks for as many copies as the kind's policy does
@@ -51,11 +51,14 @@ class Accepting:
             self._put_version(put, self.ctx.clock.stamp(self.ctx.now_ms, above=current.hlc if current else 0))
 
     def _refusal(self, put: Put) -> str:
+        kind = self.ctx.kind(put.name)
         try:
             check_name(put.name)
+            if kind is not None:
+                check_publishable(put.name, self.ctx.node, kind.namespace == "node")
         except NameRefused as refused:
             return str(refused)
-        if put.name.startswith(RESERVED_KIND + "/") or self.ctx.kind(put.name) is None:
+        if put.name.startswith(RESERVED_KIND + "/") or kind is None:
             kinds = ", ".join(kind.name for kind in self.ctx.fleet.kinds)
             return f"{put.name}: there is no such kind; use one of {kinds}, or add it to the hosts file"
         if self.stopping:
@@ -89,7 +92,10 @@ class Accepting:
                 f"{put.name}: a file without history was found beside newer versions; it is kept as an older version",
             )
         mtime_s = put.place.mtime_ns // 1_000_000_000 if put.place else 0
-        self._put_version(put, scanned(mtime_s))
+        hlc = scanned(mtime_s)
+        while any(version.key == (put.name, hlc, self.ctx.node) for version in versions):
+            hlc += 1  # two files found within one second of modification are two versions
+        self._put_version(put, hlc)
 
     def _put_version(self, put: Put, hlc: int) -> None:
         record = Record(
@@ -128,7 +134,7 @@ class Accepting:
         before = self.ctx.catalogue.place(put.place.path) if put.place else None
         if before is None or before.digest == put.digest or not self.ctx.holds(before.digest):
             return ()
-        if any(place.path != before.path for place in self.ctx.catalogue.places(before.digest)):
+        if any(place.path != before.path for place in self.ctx.places(before.digest)):
             return ()
         return (self.ctx.holding(before.digest, False),)
 
@@ -209,7 +215,7 @@ class Accepting:
     def withdrawn(self, event: Withdrawn) -> None:
         """A file of ours no longer holds its digest: say so, unless another copy of ours does."""
         place = event.place
-        others = [p for p in self.ctx.catalogue.places(place.digest) if p.path != place.path]
+        others = [p for p in self.ctx.places(place.digest) if p.path != place.path]
         held = self.ctx.holds(place.digest)
         rows = Rows(holdings=() if others or not held else (self.ctx.holding(place.digest, False),))
         known = self.ctx.catalogue.place(place.path)

@@ -7,11 +7,11 @@ told to nobody; when it fails they are forgotten, as if never heard.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from protocol.catalogue import Catalogue
+from protocol.catalogue import VERSIONS_MAX, Catalogue
 from protocol.clock import HybridClock
 from protocol.effects import Commit, Effect, Entry, Log, Report, Send
 from protocol.fleet import Fleet, Host, Kind, Routing
@@ -46,11 +46,17 @@ class Context:
     now_ms: int = 0
     out: list[Effect] = field(default_factory=list)
     _seq: int = 0
+    _kinds: dict[str, Kind] = field(default_factory=dict)
     _routing: Routing | None = None
     _copies: dict[tuple[str, NodeId], int] = field(default_factory=dict)
     _started: deque[Started] = field(default_factory=deque)
     _records: dict[str, dict[RecordKey, Record]] = field(default_factory=dict)
     _holdings: dict[HoldingKey, Holding] = field(default_factory=dict)
+    _places: dict[str, Place] = field(default_factory=dict)
+    _coming: Counter[Digest] = field(default_factory=Counter)
+
+    def __post_init__(self) -> None:
+        self.change_fleet(self.fleet)
 
     # --- facts ---
 
@@ -61,6 +67,7 @@ class Context:
     def change_fleet(self, fleet: Fleet) -> None:
         """Another hosts file is in force."""
         self.fleet = fleet
+        self._kinds = {kind.name: kind for kind in fleet.kinds}
         self._routing = None
         self._copies.clear()
 
@@ -87,7 +94,7 @@ class Context:
         return self.host.excluded
 
     def kind(self, name: str) -> Kind | None:
-        return self.fleet.kind_of(name)
+        return self._kinds.get(name.partition("/")[0])
 
     # --- effects ---
 
@@ -142,6 +149,9 @@ class Context:
             self._records.setdefault(record.name, {})[record.key] = record
         for holding in batch.rows.holdings:
             self._holdings[holding.key] = holding
+        for place in batch.places:
+            self._places[place.path] = place
+        self._coming.update(_bytes_of(batch))
 
     def _hide(self, batch: Batch) -> None:
         for record in batch.rows.records:
@@ -153,6 +163,13 @@ class Context:
         for holding in batch.rows.holdings:
             if self._holdings.get(holding.key) is holding:
                 del self._holdings[holding.key]
+        for place in batch.places:
+            if self._places.get(place.path) is place:
+                del self._places[place.path]
+        for digest in _bytes_of(batch):
+            self._coming[digest] -= 1
+            if not self._coming[digest]:
+                del self._coming[digest]
 
     # --- look-ups that see what is under way ---
 
@@ -169,6 +186,12 @@ class Context:
         """The newest version, whatever its state."""
         versions = self.versions(name)
         return versions[0] if versions else None
+
+    def knows_among(self, record: Record, versions: list[Record]) -> bool:
+        """As `knows_record`, when the versions of its name are at hand."""
+        if len(versions) >= VERSIONS_MAX:
+            return self.knows_record(record)  # the list may be cut
+        return any(version.key == record.key and version.state >= record.state for version in versions)
 
     def knows_record(self, record: Record) -> bool:
         """Whether this record (in this state) is committed or on its way."""
@@ -191,14 +214,30 @@ class Context:
         """Whether a tombstone of this name ranks above the record."""
         return any(v.state is State.DELETED and v.order > record.order for v in self.versions(record.name))
 
+    def places(self, digest: Digest) -> list[Place]:
+        """Where our own store has a digest, or is about to; a path about to hold other bytes is left out."""
+        known = [p for p in self.catalogue.places(digest) if self._places.get(p.path, p).digest == digest]
+        if digest not in self._coming:
+            return known
+        started = {p.path: p for p in self._places.values() if p.digest == digest}
+        return [p for p in known if p.path not in started] + list(started.values())
+
+    def coming(self, digest: Digest) -> bool:
+        """Whether a version with these bytes, or a place for them, is on its way to the disk."""
+        return digest in self._coming
+
     def still_unneeded(self, places: tuple[Place, ...]) -> tuple[Place, ...]:
         """Of places that were to be removed, those whose bytes no version has come to need meanwhile."""
-        started = {record.digest for named in self._records.values() for record in named.values()}
-        return tuple(p for p in places if p.digest not in started and not self.catalogue.sharers(p.digest))
+        return tuple(p for p in places if p.digest not in self._coming and not self.catalogue.sharers(p.digest))
 
     def holding(self, digest: Digest, present: bool) -> Holding:
         """Our own statement about a digest, with the next number of our own sequence."""
         return Holding(self.node, self.store, digest, self.clock.stamp(self.now_ms), present)
+
+
+def _bytes_of(batch: Batch) -> list[Digest]:
+    """The digests that a batch makes needed here: of its live versions and of its places."""
+    return [r.digest for r in batch.rows.records if r.state is State.LIVE] + [p.digest for p in batch.places]
 
 
 def live(records: Iterable[Record]) -> list[Record]:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from protocol.context import Context
 from protocol.debts import Debts
 from protocol.effects import Release, Unlink
+from protocol.fleet import RESERVED_KIND
 from protocol.values import Batch, Digest, Place, Record, Rows, State
 
 TOMBSTONE_MS = 120 * 24 * 3600 * 1000  # tombstones outlive every certificate (at most 90 days)
@@ -62,6 +63,8 @@ class Retention:
         if not ranked:
             return []
         kind = self.ctx.kind(ranked[0].name)
+        if kind is None and ranked[0].kind != RESERVED_KIND:
+            return []  # a kind of a hosts file that we have not got yet: its policy is not ours to guess
         keep = kind.versions if kind else 1
         newest = ranked[0]
         if len(ranked) <= keep or (kind is not None and not self.debts.enough(newest, 0, 0)):
@@ -73,7 +76,7 @@ class Retention:
         gone: list[Place] = []
         digests: list[Digest] = []
         for digest in dict.fromkeys(record.digest for record in drops if record.state is State.LIVE):
-            kept = any(r.key not in dropped for r in self.ctx.catalogue.sharers(digest))
+            kept = self.ctx.coming(digest) or any(r.key not in dropped for r in self.ctx.catalogue.sharers(digest))
             if not kept:
                 digests.append(digest)
                 gone += self.ctx.catalogue.places(digest)

@@ -77,11 +77,11 @@ class Spreading:
         return self.ctx.news(holding)
 
     def _correct(self, holding: Holding) -> None:
-        ours = self.ctx.catalogue.holding(holding.key)
-        if ours is not None and ours.seq >= holding.seq:
+        """Of an earlier life, or not of ours at all: repeat what is true, above the number it was said with."""
+        if not self.ctx.news(holding):
             return
         self.ctx.clock.restate(holding.seq)
-        present = holding.store == self.ctx.store and bool(self.ctx.catalogue.places(holding.digest))
+        present = holding.store == self.ctx.store and bool(self.ctx.places(holding.digest))
         correction = Holding(
             self.ctx.node, holding.store, holding.digest, self.ctx.clock.stamp(self.ctx.now_ms), present
         )
