@@ -225,6 +225,11 @@ class Receiving:
         kind = self.ctx.kind(record.name)
         return kind is None or self._beyond_retention(kind, record)
 
+    def wants(self, record: Record) -> bool:
+        """Whether policy, as far as it can be told without a look-up, places this record here."""
+        kind = self.ctx.kind(record.name)
+        return kind is not None and not self.ctx.excluded and self._policy_places_here(kind, record)
+
     def _placed_here(self, record: Record) -> bool:
         """Whether policy places this record's bytes in our store."""
         kind = self.ctx.kind(record.name)
@@ -251,8 +256,14 @@ class Receiving:
         return any(seat.store == self.ctx.store for seat in first)
 
     def _beyond_retention(self, kind: Kind, record: Record) -> bool:
-        live = [v for v in self.ctx.versions(record.name) if v.state is State.LIVE]
-        return record not in live[: kind.versions] or self.ctx.deleted(record)
+        kept = 0
+        for version in self.ctx.versions(record.name):  # newest first
+            if version.state is State.DELETED:
+                return True
+            if version.key == record.key:
+                return kept >= kind.versions
+            kept += version.state is State.LIVE
+        return True
 
     def _receives_for_store(self) -> bool:
         """In an NFS group, the member first in name order fetches for all."""
@@ -350,6 +361,12 @@ class Receiving:
         self._op += 1
         self._publishing[self._op] = incoming
         self.ctx.emit(Publish(self._op, tuple(Publication(record, self._path(record)) for record in records)))
+
+    def lacks_name(self, record: Record) -> bool:
+        """Whether bytes that we have are still to take their final path: they may lie under another name only."""
+        path = self._path(record)
+        place = self.ctx.catalogue.place(path) if path else None
+        return path is not None and (place is None or place.digest != record.digest)
 
     def _path(self, record: Record) -> str | None:
         kind = self.ctx.kind(record.name)

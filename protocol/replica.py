@@ -14,6 +14,7 @@ from protocol import events as e
 from protocol import messages as m
 from protocol.accepting import Accepting
 from protocol.catalogue import Catalogue
+from protocol.clock import stamp_ms
 from protocol.context import Context
 from protocol.debts import Debt, Debts
 from protocol.effects import Answer, Effects, Entry, Exit, Hangup, Inline, Release, Scan, SetTimer, Unlink
@@ -23,7 +24,7 @@ from protocol.receiving import Receiving
 from protocol.retention import Retention
 from protocol.sending import Sending
 from protocol.spreading import Spreading
-from protocol.values import Batch, NodeId, Place, Presence, Record, Rows, State, StoreId
+from protocol.values import Batch, Holding, NodeId, Place, Presence, Record, Rows, State, StoreId
 
 TICK_MS = 1_000  # time-outs, dials, retention and retries are looked at this often
 HEAL_MS = 5_000  # after a failed commit, an empty one probes the disk this often
@@ -210,7 +211,8 @@ class Replica:
         file are dropped; an excluded node keeps nothing."""
         places = self.ctx.catalogue.places(record.digest)
         private = tuple(place for place in places if place.private)
-        if not self.ctx.excluded and len(private) == len(places) and not (private and self._needed_privately(record)):
+        unnamed = not places or self.receiving.lacks_name(record)
+        if not self.ctx.excluded and unnamed and not (private and self._needed_privately(record)):
             self.receiving.publish([record])
             return
         self.ctx.emit(Release((record,)))
@@ -330,8 +332,13 @@ class Replica:
     def _scanned(self, event: e.Scanned) -> None:
         if event.op != self._sweeping:
             return
-        for record, _ in event.page:
-            self._examine(record)
+        before = ""
+        for record, holdings in event.page:
+            if record.name == before or record.state is not State.LIVE:
+                self.retention.committed(record)  # a name of several versions: one may be too many
+            before = record.name
+            if not self._in_order(record, holdings):
+                self._examine(record)
         if event.last or not event.page:
             self._sweeping = 0
             self._sweep_due_ms = self.ctx.now_ms + int(self.ctx.routing.auto_sync_interval_seconds * 1000)
@@ -340,7 +347,6 @@ class Replica:
 
     def _examine(self, record: Record) -> None:
         """One committed record: is it owed, wanted here, or left with too few copies by a dead origin?"""
-        self.retention.committed(record)
         if record.state is not State.LIVE or record.kind == RESERVED_KIND or self.retention.beyond(record):
             return
         if record.key in self.debts.open or self.debts.enough(record, 0, 0):
@@ -350,15 +356,28 @@ class Replica:
         else:
             self.receiving.consider(record)
 
+    def _in_order(self, record: Record, holdings: tuple[Holding, ...]) -> bool:
+        """The common case, told from the page alone: it is durable, not owed, and lies in our store or need not."""
+        if record.key in self.debts.open or not self.debts.durable_by(record, holdings):
+            return False
+        return any(holding.store == self.ctx.store for holding in holdings) or not self.receiving.wants(record)
+
     def _can_send(self, record: Record) -> bool:
         return self.ctx.holds(record.digest) or bool(self.ctx.catalogue.places(record.digest))
 
     def _repairs(self, record: Record) -> bool:
-        """The origin is away for long: of the live holders, the first in name order makes the missing copies."""
-        if self.members.gone_ms(record.origin) < REPAIR_GRACE_MS:
+        """The origin is away for long, or there without the bytes: of the live holders, the first in name order makes
+        the missing copies."""
+        if self.members.gone_ms(record.origin) < REPAIR_GRACE_MS and not self._abandoned(record):
             return False
         holders = [h.node for h in self.ctx.catalogue.holdings(record.digest) if self.members.is_alive(h.node)]
         return bool(holders) and min(holders) == self.ctx.node
+
+    def _abandoned(self, record: Record) -> bool:
+        """Its origin has had time to send it and states no copy: it may have lost its file since."""
+        if self.ctx.now_ms - stamp_ms(record.hlc) < REPAIR_GRACE_MS:
+            return False
+        return not any(h.node == record.origin for h in self.ctx.catalogue.holdings(record.digest))
 
     # --- flushing and leaving ---
 
