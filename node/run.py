@@ -33,6 +33,7 @@ from storage.refusals import StoreError
 
 EXIT_UNSAFE = 1
 EXIT_USAGE = 2
+SWITCH_SECONDS = 0.0005  # the loop gives up the interpreter at each look-up; threads must not keep it for 5 ms each
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
 
@@ -43,6 +44,7 @@ class StartRefused(Exception):
 def run(directory: Path) -> int:
     """Run the agent of a node's folder until a signal ends it. Returns the exit code of the process."""
     logger = _logger()
+    sys.setswitchinterval(SWITCH_SECONDS)
     try:
         with _lock(directory):
             identity, fleet = _load(directory)

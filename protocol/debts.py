@@ -7,7 +7,7 @@ repair: a holder may owe copies of somebody else's artifact.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from protocol.context import Context
@@ -161,6 +161,13 @@ class Debts:
         for holding in self.ctx.catalogue.holdings(record.digest):
             self._count(debt, holding)
         return debt.receipts
+
+    def durable_by(self, record: Record, holdings: Iterable[Holding]) -> bool:
+        """As `enough` with policy's copies, when the present holdings are at hand."""
+        debt = Debt(record, False, self._origin_store(record))
+        for holding in holdings:
+            self._count(debt, holding)
+        return self._is_durable(record, debt.receipts, 0, 0)
 
     def enough(self, record: Record, copies: int, domains: int) -> bool:
         return self._is_durable(record, self.receipts(record), copies, domains)

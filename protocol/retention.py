@@ -32,9 +32,12 @@ class Retention:
         """A record was committed: its name may now have a version too many."""
         self._names[record.name] = None
 
-    def beyond(self, record: Record) -> bool:
+    def beyond(self, record: Record, versions: list[Record] | None = None) -> bool:
         """Whether the rule has dropped (or would drop) this record: then hearing of it again changes nothing."""
-        versions = self.ctx.versions(record.name)
+        if versions is None:
+            versions = self.ctx.versions(record.name)
+        if not versions:
+            return False
         return any(v.key == record.key for v in self._to_drop([*versions, record]))
 
     def tick(self) -> None:

@@ -31,7 +31,7 @@ class Spreading:
         members: Membership,
         random: Random,
         heard: Callable[[Rows], None],
-        beyond: Callable[[Record], bool],
+        beyond: Callable[[Record, list[Record]], bool],
     ) -> None:
         self.ctx = ctx
         self.members = members
@@ -67,7 +67,8 @@ class Spreading:
         self.heard(news)
 
     def _record_is_news(self, record: Record) -> bool:
-        return not self.ctx.knows_record(record) and not self.beyond(record)
+        versions = self.ctx.versions(record.name)
+        return not self.ctx.knows_among(record, versions) and not self.beyond(record, versions)
 
     def _holding_is_news(self, holding: Holding) -> bool:
         """Statements about ourselves are ours alone: a wrong one is corrected, never taken over."""

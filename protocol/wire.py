@@ -39,6 +39,7 @@ META_BYTES_MAX = 2_048  # all of them together
 SIZE_MAX = 1 << 50  # 1 PiB: above any artifact, far below what overflows SQLite's integers
 HLC_MAX = (1 << (48 + COUNTER_BITS - 1)) - 1  # SQLite integers are signed: stamps stay below 2^63 until the year 6429
 SEQ_MAX = HLC_MAX
+STATE_MAX, PRESENCE_MAX = max(State), max(Presence)
 
 Packed = list[Any]
 
@@ -82,7 +83,7 @@ def unpack_record(row: object) -> Record:
         blake3=_bytes(f[4], DIGEST_BYTES, "blake3"),
         size=_int(f[5], SIZE_MAX, "size"),
         mode=_int(f[6], 0o7777, "mode"),
-        state=State(_int(state, max(State), "state")),
+        state=State(_int(state, STATE_MAX, "state")),
         scope=scope,
         meta=_meta(f[9]),
     )
@@ -138,7 +139,7 @@ def unpack_member(row: object) -> Member:
         ephemeral=_bool(f[7], "ephemeral"),
         excluded=_bool(f[8], "excluded"),
         accepting=_bool(f[9], "accepting"),
-        presence=Presence(_int(f[10], max(Presence), "presence")),
+        presence=Presence(_int(f[10], PRESENCE_MAX, "presence")),
         capacity_bytes=_int(f[11], SEQ_MAX, "capacity"),
         used_bytes=_int(f[12], SEQ_MAX, "used"),
         at_risk_count=_int(f[13], SEQ_MAX, "at_risk_count"),
