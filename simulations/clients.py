@@ -11,11 +11,11 @@ from random import Random
 
 from protocol.effects import Inline, Kept, Source
 from protocol.events import Await, Flush, Put, Remove
-from protocol.fleet import MIB
+from protocol.fleet import MIB, is_reserved
 from protocol.values import Digest, NodeId
 from simulations.driver import SimNode
-from simulations.oracle import Request
 from simulations.options import Options
+from simulations.oracle import Request
 from simulations.surroundings import Surroundings
 from simulations.watching import INLINE_BYTES_MAX
 
@@ -111,9 +111,7 @@ class Clients:
         source: Source = Inline(digest)
         if size > INLINE_BYTES_MAX:
             source = Kept(node.depot.keep(digest, size, self.around.schedule.now_ms))
-        node.handle(
-            Put(request, name, digest, digest, size, 0o644, source, wait_copies=copies, deadline_ms=deadline)
-        )
+        node.handle(Put(request, name, digest, digest, size, 0o644, source, wait_copies=copies, deadline_ms=deadline))
 
     def _write(self) -> None:
         """A program closes a file in the watched folder; the agent may be down at that moment."""
@@ -138,7 +136,7 @@ class Clients:
         if not living:
             return
         node = self.random.choice(living)
-        paths = [path for path in sorted(node.store.files) if not path.startswith(".spore/")]
+        paths = [path for path in sorted(node.store.files) if not is_reserved(path)]
         if not paths:
             return
         path = self.random.choice(paths)
@@ -169,7 +167,9 @@ class Clients:
             if entry.record.digest == file.digest and isinstance(entry.source, (Inline, Kept))
         ]
         unaccepted = not self.around.oracle.required(file.digest)
-        referenced = any(p.referenced for (_, digest), p in self.around.oracle.promises.items() if digest == file.digest)
+        referenced = any(
+            p.referenced for (_, digest), p in self.around.oracle.promises.items() if digest == file.digest
+        )
         return len(others) >= 2 or bool(protected) or unaccepted or (referenced and self.random.random() < 0.3)
 
     def _remove(self) -> None:

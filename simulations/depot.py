@@ -13,6 +13,7 @@ from random import Random
 
 from protocol.effects import Publication
 from protocol.fleet import Routing
+from protocol.names import PEERS_FOLDER
 from protocol.values import Digest, NodeId, Parcel, Place, Record, Stripe
 from simulations.disks import LocalDisk, SimFile, Staged, StoreDisk
 
@@ -29,7 +30,6 @@ class Renamed:
 
     record: Record
     path: str
-    file: SimFile | None  # None: a file that was there already serves
     private: bool
 
 
@@ -171,9 +171,9 @@ class SimDepot:
         path = item.path or self.version_path(record.digest)
         private = item.path is None
         there = self.store.files.get(path)
-        ours = self.place_at(path) is not None
+        ours = self.place_at(path) is not None or path.startswith(PEERS_FOLDER + "/")  # nobody else writes there
         if there is not None and there.digest == record.digest and (ours or private):
-            work.renamed.append(Renamed(record, path, None, private))
+            work.renamed.append(Renamed(record, path, private))
         elif not self._has_bytes(record.digest):
             work.failed.append((record, "its bytes are not here"))
         elif there is not None and not (ours or private):
@@ -192,10 +192,10 @@ class SimDepot:
             if aside not in self.store.files:
                 self.store.write(aside, there.digest, there.size, now_ms)
             work.moved.append((path, self.store.place(aside, True)))
-        file = self.store.write(path, record.digest, record.size, now_ms, synced_by=self.node)
+        self.store.write(path, record.digest, record.size, now_ms, synced_by=self.node)
         self._remembered[path] = self.store.place(path, private)
         self.staged.pop(record.digest, None)
-        work.renamed.append(Renamed(record, path, file, private))
+        work.renamed.append(Renamed(record, path, private))
 
     def _has_bytes(self, digest: Digest) -> bool:
         staged = self.staged.get(digest)
@@ -208,9 +208,9 @@ class SimDepot:
         """The folders are synced: what was renamed is durable. A file that a user changed meanwhile is not ours."""
         done, failed = [], list(work.failed)
         for item in work.renamed:
-            if item.file is not None:
-                self.store.sync(item.path, item.file, now_ms)
             there = self.store.files.get(item.path)
+            if there is not None and there.digest == item.record.digest:
+                self.store.sync(item.path, there, now_ms)  # also one that was there: who made it may not have synced
             if there is None or there.digest != item.record.digest:
                 failed.append((item.record, "the file was changed while it was published"))
             else:

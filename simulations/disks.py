@@ -15,6 +15,7 @@ from protocol.effects import Entry, Inline
 from protocol.values import Digest, NodeId, Place, Record, RecordKey, StoreId
 from simulations.memory import MemoryCatalogue
 
+EPOCH_MS = 1_760_000_000_000  # virtual time begins in October 2025: stamps look like real ones
 DEVICE = 1  # every simulated root is one file system
 
 
@@ -74,7 +75,7 @@ class StoreDisk:
     def write(self, path: str, digest: Digest, size: int, now_ms: int, synced_by: NodeId = "") -> SimFile:
         """Put a file at a path. With `synced_by` the rename is not durable until `sync`."""
         self._inode += 1
-        file = SimFile(digest, size, self._inode, now_ms * 1_000_000, synced_by)
+        file = SimFile(digest, size, self._inode, (EPOCH_MS + now_ms) * 1_000_000, synced_by)
         file.before = self.files.get(path) if synced_by else None
         self.files[path] = file
         if not synced_by:
@@ -114,7 +115,7 @@ class StoreDisk:
 
     # --- a crash ---
 
-    def crash(self, node: NodeId, power: bool, random: Random) -> None:
+    def crash(self, node: NodeId, power: bool, random: Random, now_ms: int) -> None:
         """What this node had not synced: kept by the page cache when only the process died, else as chance has it."""
         for path in sorted(self.files):
             file = self.files[path]
@@ -125,7 +126,7 @@ class StoreDisk:
                 if file.before is not None:
                     self.files[path] = file.before
             else:
-                file.synced_by, file.before = "", None
+                self.sync(path, file, now_ms)
         for digest, staged in sorted(self.staging.get(node, {}).items()):
             staged.reserved = False
             if power:

@@ -17,12 +17,11 @@ from protocol.replica import Replica
 from protocol.values import Digest, NodeId, Parcel, Place
 from simulations.commits import SimCommitter
 from simulations.depot import Publishing, SimDepot
-from simulations.disks import LocalDisk, StoreDisk
+from simulations.disks import EPOCH_MS, LocalDisk, StoreDisk
 from simulations.schedule import Act
 from simulations.surroundings import Surroundings
 from simulations.watching import Watching
 
-EPOCH_MS = 1_760_000_000_000  # virtual time begins in October 2025: stamps look like real ones
 ROOM_MS = 2_000  # the disk is looked at this often
 ROOM_TOLD_MS = 10_000  # and told at least this often
 RESERVE_MS = 2
@@ -105,7 +104,7 @@ class SimNode:
         lost = self.disk.crash(self.committer.unsynced, power, self.random)
         if lost:
             self.bite("wal_tail_lost")
-        self.store.crash(self.name, power, self.random)
+        self.store.crash(self.name, power, self.random, self.around.schedule.now_ms)
         self.depot.forget_reservations()
         self.around.network.node_down(self.name, quick)
         self.around.oracle.down(self.name)
@@ -200,7 +199,9 @@ class SimNode:
         message = effect.message
         self.around.oracle.sending(self.name, effect.peer, message)
         frame = self.around.network.send(self.name, effect.peer, message)
-        self.around.trace.note(self.around.schedule.now_ms, self.name, f"> {effect.peer} {type(message).__name__}", frame)
+        self.around.trace.note(
+            self.around.schedule.now_ms, self.name, f"> {effect.peer} {type(message).__name__}", frame
+        )
 
     def _stream_rows(self, effect: f.StreamRows) -> None:
         for index, page in enumerate(list(self.disk.catalogue.rows_pages(PAGE_ROWS))):

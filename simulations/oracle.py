@@ -284,9 +284,7 @@ class Oracle:
         )
 
     def has_inline(self, disk: LocalDisk, digest: Digest) -> bool:
-        return any(
-            entry.record.digest == digest and isinstance(entry.source, Inline) for entry in disk.pending()
-        )
+        return any(entry.record.digest == digest and isinstance(entry.source, Inline) for entry in disk.pending())
 
     def reserving(self, node: NodeId, peer: NodeId, room: tuple[bool, bool] | None) -> None:
         if peer != node and not (room and room[0]):

@@ -139,9 +139,7 @@ class Streams:
             arrived = Arrived(run.sender.name, run.transfer, tuple(run.complete), failed)
             run.receiver.later(self.random.randint(0, 5), lambda: run.receiver.handle(arrived))
         if sends:
-            run.sender.later(
-                self.random.randint(0, 5), lambda: run.sender.handle(Uploaded(run.transfer, error))
-            )
+            run.sender.later(self.random.randint(0, 5), lambda: run.sender.handle(Uploaded(run.transfer, error)))
 
     # --- fetches ---
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from protocol.names import publication_path
+from protocol.names import publication_path, publishable
 from protocol.values import NodeId, Record, RecordKey, State, StoreId
 from simulations.driver import SimNode
 from simulations.oracle import Promise
@@ -64,9 +64,7 @@ class Verdict:
         matters = []
         for record in self._live_records():
             own = self.oracle.stores[record.origin].store
-            holders = [
-                s for s in self.oracle.distinct_stores() if s.store != own and s.holds(record.digest)
-            ]
+            holders = [s for s in self.oracle.distinct_stores() if s.store != own and s.holds(record.digest)]
             needed = min(self.oracle.needed(record), len(self._eligible(record)))
             if len(holders) < needed and self.oracle.elsewhere(record.digest):
                 matters.append(f"{record.name} of {record.origin} has {len(holders)} copies elsewhere, not {needed}")
@@ -109,7 +107,8 @@ class Verdict:
         durable = self.oracle.copies(record) >= self.oracle.needed(record)
         if (keepers and not broken) or durable:
             self.lost.append(name)
-            self.oracle.violation(f"{name} ({record.digest.hex()[:12]}) was accepted by {', '.join(promise.guarantors)} and is lost")
+            who = ", ".join(promise.guarantors)
+            self.oracle.violation(f"{name} ({record.digest.hex()[:12]}) was accepted by {who} and is lost")
 
     def _judge_name(self, name: str) -> None:
         """All agree on the newest version; nothing below a tombstone lives."""
@@ -144,7 +143,10 @@ class Verdict:
                 self.oracle.violation(f"{node.name} is excluded from sync and holds {len(held)} artifacts")
 
     def _judge_path(self, node: SimNode, path: str) -> None:
-        """A published name shows the newest version of all, if this store has it; older ones stay private."""
+        """A published name shows the newest version of all, if this store has it; older ones stay private.
+
+        Not asked of NFS groups, whose members take turns at a path, nor of bytes that several names share.
+        """
         catalogue = node.disk.catalogue
         place = catalogue.place(path)
         if place is None or place.private or not node.store.stands(place):
@@ -152,7 +154,9 @@ class Verdict:
         for name in dict.fromkeys(record.name for record in catalogue.sharers(place.digest)):
             versions = [v for v in catalogue.versions(name) if v.state is State.LIVE]
             shown = max(v.order for v in versions if v.digest == place.digest)
-            if versions[0].order > shown and self._has_place(node, versions[0]) and self._names_of(path, node.name) == [name]:
+            sharers = {record.name: None for record in catalogue.sharers(versions[0].digest)}
+            newer = versions[0].order > shown and self._has_place(node, versions[0]) and len(sharers) == 1
+            if newer and not node.store.shared and self._names_of(path, node.name) == [name]:
                 self.oracle.violation(f"{node.name} shows an older version of {name} at {path}")
 
     def _has_place(self, node: SimNode, record: Record) -> bool:
@@ -163,7 +167,11 @@ class Verdict:
         return [
             name
             for name, records in sorted(self.oracle.by_name.items())
-            if any(publication_path(name, r.origin, node, self._per_node(name)) == path for r in records.values())
+            if any(
+                publishable(name, r.origin, self._per_node(name))
+                and publication_path(name, r.origin, node, self._per_node(name)) == path
+                for r in records.values()
+            )
         ]
 
     def _per_node(self, name: str) -> bool:
