@@ -371,7 +371,7 @@ class Receiving:
     def _path(self, record: Record) -> str | None:
         kind = self.ctx.kind(record.name)
         newest = next((v for v in self.ctx.versions(record.name) if v.state is State.LIVE), None)
-        if kind is None or (newest is not None and newest.order > record.order):
+        if kind is None or (newest is not None and newest.order > record.order and newest.digest != record.digest):
             return None
         if kind.snapshot and record.origin == self.ctx.node:
             return None  # its path is that of the live database
