@@ -1,0 +1,538 @@
+"""The wire form: what is sent arrives as it was, what is no message is refused in a sentence, the bytes never change."""
+
+from dataclasses import replace
+from typing import Any
+
+import msgpack
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from protocol import messages as m
+from protocol import wire
+from protocol.values import (
+    Holding,
+    Member,
+    Parcel,
+    Presence,
+    Record,
+    Rows,
+    State,
+    Stripe,
+)
+from protocol.wire import UnknownMessage, WireError, decode, encode
+
+UNHURRIED = settings(deadline=None)  # a loaded machine is no failure
+D1, D2 = bytes([1]) * 32, bytes([2]) * 32
+S1 = bytes([3]) * 16
+RECORD = Record(
+    "checkpoint/run-7/step.pt", 123 << 16, "alpha", D1, D2, 70_000, 0o640, meta=(("note", "é"), ("step", 7))
+)
+HOLDING = Holding("beta", S1, D1, 456 << 16)
+MEMBER = Member(
+    "alpha", 9 << 16, "10.0.0.5:7946", "training", "nebius", "nebius/eu", S1, True, False, True, Presence.LEFT,
+    10, 20, 30, 40, "policy",
+)  # fmt: skip
+
+# One of each, with every field away from its default.
+MESSAGES: dict[str, m.Message] = {
+    "hello": m.Hello("fleet", MEMBER, 7, (12, 1 << 63)),
+    "rows": m.RowsMessage(Rows((RECORD,), (HOLDING,), (MEMBER,))),
+    "fold": m.Fold((3, 5), True),
+    "offer": m.Offer(11, (Parcel(RECORD, (Stripe(0, 1),)), Parcel(replace(RECORD, hlc=1))), 4),
+    "take": m.Take(11, ("", m.BUSY), ((Stripe(2, 3), Stripe(9, 1)), ())),
+    "receipt": m.Receipt(11, (HOLDING,), ((D2, "the disk is full"),)),
+    "ask": m.Ask(12, (D1, D2)),
+    "goodbye": m.Goodbye("nothing at risk"),
+}
+
+# The bytes of the messages above. Nodes of two releases speak to each other for as long as these stay as they are: a
+# change here needs a new VERSION, unless it only adds fields at the end (see the charter of wire.py).
+FROZEN = {
+    "hello": (
+        "960101a5666c656574dc0010a5616c706861ce00090000ad31302e302e302e353a37393436a8747261696e696e67a66e6562"
+        "697573a96e65626975732f6575c41003030303030303030303030303030303c3c2c3010a141e28a6706f6c69637907920ccf"
+        "8000000000000000"
+    ),
+    "rows": (
+        "950102919ab8636865636b706f696e742f72756e2d372f737465702e7074ce007b0000a5616c706861c42001010101010101"
+        "01010101010101010101010101010101010101010101010101c4200202020202020202020202020202020202020202020202"
+        "020202020202020202ce00011170cd01a000a7636c75737465729292a46e6f7465a2c3a992a473746570079195a462657461"
+        "c41003030303030303030303030303030303c420010101010101010101010101010101010101010101010101010101010101"
+        "0101ce01c80000c391dc0010a5616c706861ce00090000ad31302e302e302e353a37393436a8747261696e696e67a66e6562"
+        "697573a96e65626975732f6575c41003030303030303030303030303030303c3c2c3010a141e28a6706f6c696379"
+    ),
+    "fold": "940103920305c3",
+    "offer": (
+        "9501040b92929ab8636865636b706f696e742f72756e2d372f737465702e7074ce007b0000a5616c706861c4200101010101"
+        "010101010101010101010101010101010101010101010101010101c420020202020202020202020202020202020202020202"
+        "0202020202020202020202ce00011170cd01a000a7636c75737465729292a46e6f7465a2c3a992a473746570079192000192"
+        "9ab8636865636b706f696e742f72756e2d372f737465702e707401a5616c706861c420010101010101010101010101010101"
+        "0101010101010101010101010101010101c42002020202020202020202020202020202020202020202020202020202020202"
+        "02ce00011170cd01a000a7636c75737465729292a46e6f7465a2c3a992a473746570079004"
+    ),
+    "take": "9501050b92a0a462757379929292020392090190",
+    "receipt": (
+        "9501060b9195a462657461c41003030303030303030303030303030303c42001010101010101010101010101010101010101"
+        "01010101010101010101010101ce01c80000c39192c420020202020202020202020202020202020202020202020202020202"
+        "0202020202b0746865206469736b2069732066756c6c"
+    ),
+    "ask": (
+        "9401070c92c4200101010101010101010101010101010101010101010101010101010101010101c420020202020202020202"
+        "0202020202020202020202020202020202020202020202"
+    ),
+    "goodbye": "930108af6e6f7468696e67206174207269736b",
+}
+
+
+# --- what is sent arrives ---
+
+nodes = st.from_regex(r"[a-z0-9](?:[a-z0-9._-]{0,61}[a-z0-9])?", fullmatch=True)
+kinds = st.from_regex(r"[a-z][a-z0-9_-]{0,31}", fullmatch=True)
+parts = st.text(st.characters(exclude_categories=("Cs", "Cc"), exclude_characters="/"), min_size=1, max_size=60).filter(
+    lambda part: part not in (".", "..", ".spore")
+)
+names = st.builds(lambda kind, path: f"{kind}/{'/'.join(path)}", kinds, st.lists(parts, min_size=1, max_size=3))
+digests = st.binary(min_size=32, max_size=32)
+stores = st.binary(min_size=16, max_size=16)
+stamps = st.integers(0, wire.HLC_MAX)
+numbers = st.integers(0, wire.SEQ_MAX)
+sentences = st.text(st.characters(exclude_categories=("Cs",)), max_size=wire.SENTENCE_CHARS_MAX)
+short = st.text(st.characters(exclude_categories=("Cs",)), max_size=64)
+meta = st.lists(
+    st.tuples(
+        st.text(st.characters(exclude_categories=("Cs",)), max_size=10),
+        st.text(st.characters(exclude_categories=("Cs",)), max_size=10) | st.integers(-wire.SEQ_MAX, wire.SEQ_MAX),
+    ),
+    max_size=wire.META_ITEMS_MAX,
+).map(tuple)
+records = st.builds(
+    Record,
+    name=names,
+    hlc=stamps,
+    origin=nodes,
+    digest=digests,
+    blake3=digests,
+    size=st.integers(0, wire.SIZE_MAX),
+    mode=st.integers(0, 0o7777),
+    state=st.sampled_from(State),
+    scope=st.sampled_from(["cluster", "peers"]),
+    meta=meta,
+)
+holdings = st.builds(Holding, nodes, stores, digests, numbers, st.booleans())
+members = st.builds(
+    Member,
+    node=nodes,
+    seq=numbers,
+    address=short,
+    role=short,
+    provider=short,
+    domain=short,
+    store=stores,
+    ephemeral=st.booleans(),
+    excluded=st.booleans(),
+    accepting=st.booleans(),
+    presence=st.sampled_from(Presence),
+    capacity_bytes=numbers,
+    used_bytes=numbers,
+    at_risk_count=numbers,
+    at_risk_bytes=numbers,
+    policy_hash=short,
+)
+stripes = st.lists(st.builds(Stripe, st.integers(0, wire.SIZE_MAX), st.integers(0, wire.SIZE_MAX)), max_size=3).map(
+    tuple
+)
+
+
+def few(values: st.SearchStrategy[Any]) -> st.SearchStrategy[tuple[Any, ...]]:
+    return st.lists(values, max_size=3).map(tuple)
+
+
+folds = st.tuples(numbers, st.integers(0, (1 << 64) - 1))
+messages = st.one_of(
+    st.builds(m.Hello, short, members, numbers, folds),
+    st.builds(m.RowsMessage, st.builds(Rows, few(records), few(holdings), few(members))),
+    st.builds(m.Fold, folds, st.booleans()),
+    st.builds(m.Offer, numbers, few(st.builds(Parcel, records, stripes)), numbers),
+    st.lists(st.tuples(sentences, stripes), max_size=3).flatmap(
+        lambda pairs: st.builds(
+            m.Take, numbers, st.just(tuple(why for why, _ in pairs)), st.just(tuple(gaps for _, gaps in pairs))
+        )
+    ),
+    st.builds(m.Receipt, numbers, few(holdings), few(st.tuples(digests, sentences))),
+    st.builds(m.Ask, numbers, few(digests)),
+    st.builds(m.Goodbye, sentences),
+)
+
+
+@UNHURRIED
+@given(messages)
+def test_every_message_arrives_as_it_was_sent(message: m.Message) -> None:
+    assert decode(encode(message)) == message
+
+
+@UNHURRIED
+@given(messages)
+def test_a_message_has_one_form(message: m.Message) -> None:
+    assert encode(decode(encode(message))) == encode(message)
+
+
+def test_an_empty_message_of_each_kind_arrives() -> None:
+    for message in (m.RowsMessage(Rows()), m.Offer(0, ()), m.Take(0, (), ()), m.Receipt(0, ()), m.Ask(0, ())):
+        assert decode(encode(message)) == message
+
+
+def test_a_fixed_message_of_every_type_has_the_bytes_it_always_had() -> None:
+    assert {type(message) for message in MESSAGES.values()} == set(m.Message.__args__)  # type: ignore[attr-defined]
+    assert {kind: encode(message).hex() for kind, message in MESSAGES.items()} == FROZEN
+
+
+@pytest.mark.parametrize("kind", sorted(FROZEN))
+def test_the_frozen_bytes_still_mean_the_same(kind: str) -> None:
+    assert decode(bytes.fromhex(FROZEN[kind])) == MESSAGES[kind]
+
+
+# --- what a later version may add ---
+
+
+def packed(message: m.Message) -> list[Any]:
+    fields = msgpack.unpackb(encode(message), raw=False)
+    assert isinstance(fields, list)
+    return fields
+
+
+@pytest.mark.parametrize("kind", sorted(MESSAGES))
+def test_fields_beyond_those_known_are_ignored(kind: str) -> None:
+    longer = [*packed(MESSAGES[kind]), "a later field", {"with": ["anything", None]}]
+    assert decode(msgpack.packb(longer)) == MESSAGES[kind]
+
+
+def test_fields_beyond_those_known_are_ignored_in_rows_too() -> None:
+    fields = packed(MESSAGES["rows"])
+    for table in fields[2:5]:
+        table[0].append("a later field")
+    assert decode(msgpack.packb(fields)) == MESSAGES["rows"]
+
+
+@pytest.mark.parametrize("number", [0, 9, 99, -1, 1 << 40, True, "1", None, [1], 1.0])
+def test_an_unknown_type_is_told_apart_so_that_it_can_be_ignored(number: object) -> None:
+    with pytest.raises(UnknownMessage) as caught:
+        decode(msgpack.packb([wire.VERSION, number, "whatever"]))
+    is_one_sentence(caught.value)
+
+
+@pytest.mark.parametrize("version", [0, 2, 255, True, 1.0, "1", None])
+def test_another_version_is_refused_whatever_follows(version: object) -> None:
+    with pytest.raises(WireError, match="version") as caught:
+        decode(msgpack.packb([version, *packed(MESSAGES["goodbye"])[1:]]))
+    assert not isinstance(caught.value, UnknownMessage)
+    is_one_sentence(caught.value)
+
+
+# --- what is no message ---
+
+
+def is_one_sentence(problem: Exception) -> None:
+    said = str(problem)
+    assert said
+    assert "\n" not in said
+    assert len(said) < 600
+    assert not said.endswith("Error")
+
+
+def refused(frame: bytes) -> str:
+    """What the refusal of a frame says; fails unless it is refused with one sentence."""
+    with pytest.raises(WireError) as caught:
+        decode(frame)
+    is_one_sentence(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("kind", sorted(MESSAGES))
+def test_every_truncation_is_refused(kind: str) -> None:
+    whole = encode(MESSAGES[kind])
+    for length in range(len(whole)):
+        refused(whole[:length])
+
+
+@pytest.mark.parametrize("kind", sorted(MESSAGES))
+def test_bytes_after_the_message_are_refused(kind: str) -> None:
+    refused(encode(MESSAGES[kind]) + b"\xc0")
+
+
+@pytest.mark.parametrize("kind", sorted(MESSAGES))
+def test_missing_fields_are_refused(kind: str) -> None:
+    fields = packed(MESSAGES[kind])
+    for count in range(len(fields)):
+        refused(msgpack.packb(fields[:count]))
+
+
+def test_an_oversized_frame_is_refused_before_it_is_decoded() -> None:
+    assert "bound" in refused(b"\xc0" * (wire.MESSAGE_BYTES_MAX + 1))
+
+
+@UNHURRIED
+@given(st.binary(max_size=400))
+def test_random_bytes_are_refused_or_mean_a_message(frame: bytes) -> None:
+    try:
+        message = decode(frame)
+    except WireError as problem:
+        is_one_sentence(problem)
+    else:
+        assert isinstance(message, tuple(MESSAGES[kind].__class__ for kind in MESSAGES))
+
+
+@UNHURRIED
+@given(messages, st.data())
+def test_a_message_with_a_byte_changed_is_refused_or_means_another_sound_message(
+    message: m.Message, choice: st.DataObject
+) -> None:
+    whole = bytearray(encode(message))
+    at = choice.draw(st.integers(0, len(whole) - 1))
+    whole[at] ^= choice.draw(st.integers(1, 255))
+    try:
+        heard = decode(bytes(whole))
+    except WireError as problem:
+        is_one_sentence(problem)
+    else:
+        assert decode(encode(heard)) == heard
+
+
+junk = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(1 << 63), (1 << 64) - 1)
+    | st.floats(allow_nan=False)
+    | st.binary(max_size=40)
+    | st.text(st.characters(exclude_categories=("Cs",)), max_size=40),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+def places(fields: list[Any], at: tuple[int, ...] = ()) -> list[tuple[int, ...]]:
+    """Where in a nested list each of its elements stands."""
+    found = []
+    for index, element in enumerate(fields):
+        found.append((*at, index))
+        if isinstance(element, list):
+            found += places(element, (*at, index))
+    return found
+
+
+@UNHURRIED
+@given(st.sampled_from(sorted(MESSAGES)), st.data(), junk)
+def test_junk_in_any_field_is_refused_or_harmless(kind: str, choice: st.DataObject, content: object) -> None:
+    fields = packed(MESSAGES[kind])
+    *path, last = choice.draw(st.sampled_from(places(fields)))
+    inside = fields
+    for index in path:
+        inside = inside[index]
+    inside[last] = content
+    try:
+        heard = decode(msgpack.packb(fields))
+    except WireError as problem:
+        is_one_sentence(problem)
+    else:
+        assert decode(encode(heard)) == heard
+
+
+def test_deep_nesting_is_refused() -> None:
+    refused(b"\x91" * 100_000 + b"\xc0")
+
+
+def test_extension_types_and_maps_are_no_messages() -> None:
+    refused(msgpack.packb(msgpack.ExtType(5, b"x")))
+    refused(msgpack.packb(msgpack.Timestamp(1)))
+    refused(msgpack.packb({"version": 1}))
+    refused(b"\x81\x90\xc0")  # a map with a list as its key
+
+
+def test_a_refusal_never_repeats_a_line_break_of_the_peer() -> None:
+    row = packed(MESSAGES["rows"])
+    for index, content in ((1, "1\n2"), (5, "x\ny"), (7, "x\ny"), (8, "a\nb"), (0, "model/a\nb"), (2, "a\nb")):
+        broken = packed(MESSAGES["rows"])
+        broken[2][0][index] = content
+        refused(msgpack.packb(broken))
+    row[1] = "x\ny"
+    refused(msgpack.packb(row))
+
+
+# --- bounds ---
+
+
+def with_record(**changes: object) -> bytes:
+    return encode(m.RowsMessage(Rows(records=(replace(RECORD, **changes),))))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"hlc": wire.HLC_MAX + 1},
+        {"hlc": -1},
+        {"size": wire.SIZE_MAX + 1},
+        {"size": -1},
+        {"mode": 0o10000},
+        {"digest": bytes(31)},
+        {"blake3": bytes(33)},
+        {"state": 3},
+        {"scope": "everywhere"},
+        {"meta": (("key", 1),) * (wire.META_ITEMS_MAX + 1)},
+        {"meta": (("key", "x" * wire.META_BYTES_MAX),)},
+        {"meta": (("key", "é" * (wire.META_BYTES_MAX // 2)),)},
+        {"meta": (("key", wire.SEQ_MAX + 1),)},
+        {"meta": (("key", None),)},
+        {"meta": (("key", True),)},
+        {"meta": ((1, "value"),)},
+        {"meta": (("k" * 65, "value"),)},
+    ],
+    ids=str,
+)
+def test_a_record_out_of_bounds_is_refused(changes: dict[str, object]) -> None:
+    decode(with_record())
+    refused(with_record(**changes))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"hlc": wire.HLC_MAX}, {"hlc": 0}, {"size": wire.SIZE_MAX}, {"mode": 0o7777}, {"meta": (("k" * 64, "v"),)}],
+    ids=str,
+)
+def test_a_record_at_its_bounds_is_taken(changes: dict[str, object]) -> None:
+    decode(with_record(**changes))
+
+
+def test_no_number_of_a_row_is_beyond_what_a_database_can_hold() -> None:
+    largest = (1 << 63) - 1  # SQLite's integers have 64 bits with a sign
+    assert largest in (wire.HLC_MAX, wire.SEQ_MAX)
+    assert max(wire.HLC_MAX, wire.SEQ_MAX, wire.SIZE_MAX) <= largest
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "", "model", "model/", "/model/x", "model/../x", "model/./x", "model//x", "../x", "model/a\0b", "model/a\nb",
+        "model/\x7f", "model/" + "x" * 256, "model/" + "é" * 128, "m/" + "x/" * 600 + "x", "Model/x", "1model/x",
+        "model/.spore/store", ".spore/x", "m" * 33 + "/x",
+    ],
+)  # fmt: skip
+def test_a_bad_name_in_a_row_is_refused(name: str) -> None:
+    assert "name" in refused(with_record(name=name))
+
+
+BAD_NODES = ["", "Alpha", "-alpha", "alpha-", ".", "..", "a/b", "a b", "a\0b", "a\nb", "x" * 64, "é"]
+
+
+@pytest.mark.parametrize("node", BAD_NODES)
+def test_a_bad_node_in_any_row_is_refused(node: str) -> None:
+    assert "node" in refused(with_record(origin=node))
+    assert "node" in refused(encode(m.RowsMessage(Rows(holdings=(replace(HOLDING, node=node),)))))
+    assert "node" in refused(encode(m.RowsMessage(Rows(members=(replace(MEMBER, node=node),)))))
+    assert "node" in refused(encode(m.Hello("fleet", replace(MEMBER, node=node), 1, (0, 0))))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"seq": -1},
+        {"seq": wire.SEQ_MAX + 1},
+        {"store": bytes(15)},
+        {"digest": b""},
+        {"present": 1},
+    ],
+    ids=str,
+)
+def test_a_holding_out_of_bounds_is_refused(changes: dict[str, object]) -> None:
+    refused(encode(m.RowsMessage(Rows(holdings=(replace(HOLDING, **changes),)))))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"seq": wire.SEQ_MAX + 1},
+        {"store": bytes(17)},
+        {"address": "x" * 301},
+        {"role": "x" * 65},
+        {"domain": "x" * 201},
+        {"ephemeral": 0},
+        {"accepting": None},
+        {"presence": 2},
+        {"used_bytes": -1},
+        {"policy_hash": "x" * 65},
+    ],
+    ids=str,
+)
+def test_a_member_out_of_bounds_is_refused(changes: dict[str, object]) -> None:
+    refused(encode(m.RowsMessage(Rows(members=(replace(MEMBER, **changes),)))))  # type: ignore[arg-type]
+
+
+TOO_MANY = [
+    m.RowsMessage(Rows(holdings=(HOLDING,) * (wire.ROWS_MAX + 1))),
+    m.RowsMessage(Rows(records=(Record("a/b", 1, "a", D1, D1, 1),) * (wire.ROWS_MAX + 1))),
+    m.RowsMessage(Rows(members=(MEMBER,) * (wire.ROWS_MAX + 1))),
+    m.Offer(1, (Parcel(Record("a/b", 1, "a", D1, D1, 1)),) * (wire.PARCELS_MAX + 1)),
+    m.Offer(1, (Parcel(RECORD, (Stripe(0, 1),) * (wire.STRIPES_MAX + 1)),)),
+    m.Take(1, ("",) * (wire.PARCELS_MAX + 1), ((),) * (wire.PARCELS_MAX + 1)),
+    m.Take(1, ("",), ((Stripe(0, 1),) * (wire.STRIPES_MAX + 1),)),
+    m.Receipt(1, (HOLDING,) * (wire.PARCELS_MAX + 1)),
+    m.Receipt(1, (), ((D1, "why"),) * (wire.PARCELS_MAX + 1)),
+    m.Ask(1, (D1,) * (wire.PARCELS_MAX + 1)),
+]
+
+
+@pytest.mark.parametrize("message", TOO_MANY, ids=lambda message: type(message).__name__)
+def test_too_many_of_anything_are_refused(message: m.Message) -> None:
+    assert "bound" in refused(encode(message))
+
+
+@pytest.mark.parametrize(
+    "message", [m.Goodbye("x" * 501), m.Take(1, ("x" * 501,), ((),)), m.Hello("x" * 65, MEMBER, 1, (0, 0))]
+)
+def test_sentences_are_bounded(message: m.Message) -> None:
+    refused(encode(message))
+
+
+def test_a_take_must_answer_every_parcel_twice() -> None:
+    refused(encode(m.Take(1, ("", ""), ((),))))
+
+
+def test_the_fullest_messages_of_the_core_fit_the_bound() -> None:
+    """What the core sends is cut by counts; the bytes must follow from them, for `encode` does not cut."""
+    long_name = "checkpoint/" + "/".join(["x" * 200] * 5)
+    largest = replace(
+        RECORD,
+        name=long_name[:1024],
+        hlc=wire.HLC_MAX,
+        origin="n" * 63,
+        size=wire.SIZE_MAX,
+        meta=tuple((f"key{index:03}", "v" * 57) for index in range(32)),
+    )
+    offer = m.Offer(wire.SEQ_MAX, (Parcel(largest),) * wire.PARCELS_MAX)
+    assert len(encode(offer)) <= wire.MESSAGE_BYTES_MAX
+    assert decode(encode(offer)) == offer
+    rows = m.RowsMessage(Rows(records=(largest,) * 1_000))
+    assert len(encode(rows)) <= wire.MESSAGE_BYTES_MAX
+
+
+# --- plain structures, for the log and the manifest ---
+
+
+@UNHURRIED
+@given(junk)
+def test_plain_structures_come_back(value: object) -> None:
+    assert wire.unpack_value(wire.pack_value(value)) == value
+
+
+def test_plain_structures_are_bounded_and_refused_like_messages() -> None:
+    with pytest.raises(WireError, match="bound"):
+        wire.unpack_value(bytes(101), bytes_max=100)
+    with pytest.raises(WireError):
+        wire.unpack_value(b"\xc1")
+
+
+@UNHURRIED
+@given(records, holdings, members)
+def test_rows_can_be_packed_one_by_one(record: Record, holding: Holding, member: Member) -> None:
+    assert wire.unpack_record(msgpack.unpackb(msgpack.packb(wire.pack_record(record)))) == record
+    assert wire.unpack_holding(msgpack.unpackb(msgpack.packb(wire.pack_holding(holding)))) == holding
+    assert wire.unpack_member(msgpack.unpackb(msgpack.packb(wire.pack_member(member)))) == member
