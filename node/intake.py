@@ -24,7 +24,7 @@ from protocol.events import Event, Put, Withdrawn
 from protocol.fleet import Fleet, Kind
 from protocol.names import NameRefused, name_of
 from protocol.values import NodeId, Place, Record
-from storage.acceptance import Accepted
+from storage.acceptance import INLINE_BYTES_MAX, Accepted
 from storage.depot import Depot
 from storage.folders import Stamp, stamp_of
 from storage.manifest import Manifest
@@ -201,7 +201,9 @@ class Intake:
             return
         try:
             name = name_of(kind.name, found.path, self.node, kind.namespace == "node")
-            await self._wait_for_room(found.size_bytes)
+            await self._wait_for_room(
+                min(found.size_bytes, INLINE_BYTES_MAX)
+            )  # larger ones stand in files of their own
             accepted = await self._accept_file(found, kind)
         except FileChanging:
             self._again(found)
