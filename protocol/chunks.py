@@ -41,7 +41,9 @@ def root_digest(size: int, leaves: Iterable[Digest]) -> Digest:
 
 def list_matches(digest: Digest, size: int, leaves: Sequence[Digest]) -> bool:
     """Whether a chunk list from anywhere is the list of this artifact."""
-    return len(leaves) == chunk_count(size) and root_digest(size, leaves) == digest
+    if len(leaves) != chunk_count(size) or any(len(leaf) != DIGEST_BYTES for leaf in leaves):
+        return False  # the root is over joined bytes: it does not say where one leaf ends and the next begins
+    return root_digest(size, leaves) == digest
 
 
 def digest_of(content: bytes) -> tuple[Digest, Digest]:
