@@ -38,6 +38,7 @@ ARRIVING_MAX = 50_000  # digests on their way in: INCOMING_MAX offers of 1,000 a
 WANTED_MAX = 100_000  # digests we mean to fetch; the sweep finds again what did not fit
 ASK_COUNT = 500  # small digests asked of one holder at once
 SMALL_BYTES = 1 << 20  # up to one chunk an artifact is asked for in a batch, above it is fetched by ranges
+PUBLISH_COUNT = 1_000  # own artifacts published together: one sync of the file system for all
 ASK_MS = 60_000  # an Ask unanswered for this long was lost
 RETRY_MS = 5_000  # a failed fetch is tried again after this, from other holders first
 PUSH_GRACE_MS = 3_000  # a target of the origin's push waits this long for the offer before it fetches by itself
@@ -91,6 +92,7 @@ class Receiving:
         self._publishing: dict[int, Incoming | None] = {}
         self._op = 0
         self._transfer = 0
+        self._settled: list[Record] = []
         self._own_published: Callable[[Record], None] = lambda record: None
 
     def on_own_published(self, then: Callable[[Record], None]) -> None:
@@ -368,6 +370,15 @@ class Receiving:
         place = self.ctx.catalogue.place(path) if path else None
         return path is not None and (place is None or place.digest != record.digest)
 
+    def publish_later(self, record: Record) -> None:
+        """An artifact of our own is durable: give it its final name, together with the others of this event."""
+        self._settled.append(record)
+
+    def publish_settled(self) -> None:
+        while self._settled:
+            batch, self._settled = self._settled[:PUBLISH_COUNT], self._settled[PUBLISH_COUNT:]
+            self.publish(batch)
+
     def _path(self, record: Record) -> str | None:
         kind = self.ctx.kind(record.name)
         newest = next((v for v in self.ctx.versions(record.name) if v.state is State.LIVE), None)
@@ -410,7 +421,7 @@ class Receiving:
         self.ctx.commit(batch, done, lambda error: self._uncommitted(incoming, error))
 
     def _adopted(self, event: Published) -> list[Digest]:
-        """What made room and was so far stated by another member of our NFS group only: from now on we answer for it."""
+        """What made room and was stated by another member of our NFS group only: from now on we answer for it."""
         digests = [place.digest for _, place in event.moved if self.ctx.catalogue.sharers(place.digest)]
         return [d for d in digests if not any(h.node == self.ctx.node for h in self.ctx.catalogue.holdings(d))]
 

@@ -92,6 +92,8 @@ class Replica:
         """Everything that follows from one event, in the order in which it is to be started."""
         self.ctx.now_ms = now_ms
         self._handlers[type(event)](event)
+        self.receiving.publish_settled()
+        self.spreading.flush()
         self.sending.pump()
         out, self.ctx.out = self.ctx.out, []
         return out
@@ -213,7 +215,7 @@ class Replica:
         private = tuple(place for place in places if place.private)
         unnamed = not places or self.receiving.lacks_name(record)
         if not self.ctx.excluded and unnamed and not (private and self._needed_privately(record)):
-            self.receiving.publish([record])
+            self.receiving.publish_later(record)
             return
         self.ctx.emit(Release((record,)))
         if self.ctx.excluded or (len(private) < len(places) and not self._needed_privately(record)):

@@ -38,16 +38,23 @@ class Spreading:
         self.random = random
         self.heard = heard
         self.beyond = beyond
+        self._told: list[Rows] = []
         self._changed_ms = 0
         self._fold_due_ms = 0
         self._streamed_ms: dict[NodeId, int] = {}
 
     def tell(self, rows: Rows) -> None:
-        """Committed rows of our own making: to every session, and to our own machines."""
+        """Committed rows of our own making: to our own machines, and to every session once this event is handled."""
         if rows:
             self._changed()
-            self._send(rows, list(self.members.alive))
+            self._told.append(rows)
             self.heard(rows)
+
+    def flush(self) -> None:
+        """Send what this event made known, together: a commit of a thousand puts is one message, not a thousand."""
+        if self._told:
+            told, self._told = self._told, []
+            self._send(joined(told), list(self.members.alive))
 
     def received(self, peer: NodeId, rows: Rows) -> None:
         """Rows from a peer: commit what is news; act on it once it is durable."""
@@ -147,6 +154,17 @@ class Spreading:
         for peer in sorted(peers):
             for page in pages(rows):
                 self.ctx.send(peer, m.RowsMessage(page))
+
+
+def joined(several: list[Rows]) -> Rows:
+    """All of these rows as one, in order."""
+    if len(several) == 1:
+        return several[0]
+    return Rows(
+        tuple(record for rows in several for record in rows.records),
+        tuple(holding for rows in several for holding in rows.holdings),
+        tuple(member for rows in several for member in rows.members),
+    )
 
 
 def pages(rows: Rows) -> list[Rows]:
