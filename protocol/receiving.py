@@ -28,6 +28,7 @@ from protocol.values import (
     Parcel,
     Place,
     Record,
+    RecordKey,
     Rows,
     State,
     Stripe,
@@ -90,6 +91,7 @@ class Receiving:
         self.stopping = False
         self._asked: dict[Digest, tuple[NodeId, int]] = {}  # of whom, and until when an answer is waited for
         self._publishing: dict[int, Incoming | None] = {}
+        self._unrecorded: dict[RecordKey, Record] = {}  # our own, published while the manifest took no writes
         self._op = 0
         self._transfer = 0
         self._settled: list[Record] = []
@@ -418,7 +420,7 @@ class Receiving:
             self._committed(rows, ended, incoming)
             self._drop_left_over(left_over)
 
-        self.ctx.commit(batch, done, lambda error: self._uncommitted(incoming, error))
+        self.ctx.commit(batch, done, lambda error: self._uncommitted(ended, incoming, error))
 
     def _adopted(self, event: Published) -> list[Digest]:
         """What made room and was stated by another member of our NFS group only: from now on we answer for it."""
@@ -439,10 +441,15 @@ class Receiving:
         for record in ended if incoming is None else ():
             self._own_published(record)
 
-    def _uncommitted(self, incoming: Incoming | None, error: str) -> None:
-        self.ctx.report("error", "commit_failed", f"received artifacts are not recorded and will come again: {error}")
+    def _uncommitted(self, ended: list[Record], incoming: Incoming | None, error: str) -> None:
+        """What came from others comes again; our own artifacts take their final path again at the next tick."""
+        self.ctx.report("error", "commit_failed", f"published artifacts are not recorded and will be again: {error}")
         if incoming is not None:
             self._finish(incoming)
+            return
+        for record in ended:
+            if record.origin == self.ctx.node:
+                self._unrecorded[record.key] = record
 
     def _finish(self, incoming: Incoming) -> None:
         """End a transfer: receipts for what is committed, reasons for the rest."""
@@ -487,6 +494,9 @@ class Receiving:
         for incoming in list(self.incoming.values()):
             if now - incoming.started_ms > INCOMING_MS_MAX and not self._is_publishing(incoming):
                 self._close(incoming)
+        if self._unrecorded:
+            self.publish(list(self._unrecorded.values()))
+            self._unrecorded.clear()
         for digest in [d for d, (_, until) in self._asked.items() if until <= now]:
             del self._asked[digest]
         self.pump()

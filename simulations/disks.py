@@ -1,8 +1,8 @@
 """Simulated disks: what is on them, what of it would survive a crash, and how full they are.
 
-A `StoreDisk` is a root folder (one for each NFS group), a `LocalDisk` is a node's own folder: WAL and manifest. Contents
-are symbolic, a digest stands for its bytes. What was not synced may be lost when the power goes; which part of it, the
-seed decides. Bytes of one digest are counted once, since copies within a store are reflinks.
+A `StoreDisk` is a root folder (one for each NFS group), a `LocalDisk` is a node's own folder: WAL and manifest.
+Contents are symbolic, a digest stands for its bytes. What was not synced may be lost when the power goes; which part of
+it, the seed decides. Bytes of one digest are counted once, since copies within a store are reflinks.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """A simulated node: the real core, driven on simulated disks and network.
 
 Performs every effect in order, as the agent does, and may die between any two of them: `fuse` counts down at each
-effect and at each step of a commit or a publication, and at zero the process is gone. What survives is what the disks say.
+effect and at each step of a commit or a publication, and at zero the process is gone. What survives is what the disks
+say.
 """
 
 from __future__ import annotations
@@ -168,8 +169,8 @@ class SimNode:
 
     def _table(self) -> dict[type, Callable[[Any], None]]:
         return {
-            f.Log: lambda effect: self.committer.add(effect),
-            f.Commit: lambda effect: self.committer.add(effect),
+            f.Log: self._durable,
+            f.Commit: self._durable,
             f.Release: self._release,
             f.Send: self._send,
             f.Dial: lambda effect: self.around.network.dial(self.name, effect.peer),
@@ -189,6 +190,9 @@ class SimNode:
         }
 
     # --- effects ---
+
+    def _durable(self, effect: f.Log | f.Commit) -> None:
+        self.committer.add(effect)
 
     def _release(self, effect: f.Release) -> None:
         for record in effect.records:

@@ -1,8 +1,8 @@
 """The simulated network: sessions like TCP, latency, loss, partitions.
 
 A session delivers in order or not at all. A lost message breaks it: what is in flight is gone, and each end finds out
-after a while. Each end has its own view of which session stands, as two real processes have. Messages pass through their
-wire form, so that every run exercises encoding and its bounds.
+after a while. Each end has its own view of which session stands, as two real processes have. Messages pass through
+their wire form, so that every run exercises encoding and its bounds.
 """
 
 from __future__ import annotations

@@ -239,9 +239,8 @@ class Oracle:
             return
         broken = record.digest in self.stores[node].by_user
         if self.copies(record) < self.needed(record) and not self.superseded(record) and not broken:
-            self.violation(
-                f"{node} released {record.name} from its WAL with {self.copies(record)} receipts of {self.needed(record)}"
-            )
+            have = f"{self.copies(record)} receipts of {self.needed(record)}"
+            self.violation(f"{node} released {record.name} from its WAL with {have}")
 
     def superseded(self, record: Record) -> bool:
         """Whether the versions that exist let this one go: a tombstone above it, or enough newer ones."""

@@ -196,5 +196,5 @@ def _large(parcel: Parcel) -> list[Step]:
     total = chunk_count(parcel.record.size)
     first = min((stripe.first for stripe in parcel.stripes), default=0)
     stride = max(1, -(-(total - first) // STEPS_MAX))
-    ends = list(range(min(first + stride, total), total, stride)) + [total]
+    ends = [*range(min(first + stride, total), total, stride), total]
     return [Step(stride * CHUNK_BYTES // BYTES_PER_MS, ((parcel.record, end),)) for end in dict.fromkeys(ends)]

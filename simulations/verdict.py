@@ -145,7 +145,7 @@ class Verdict:
     def _judge_path(self, node: SimNode, path: str) -> None:
         """A published name shows the newest version of all, if this store has it; older ones stay private.
 
-        Not asked of NFS groups, whose members take turns at a path, nor of bytes that several names share.
+        Not asked of NFS groups, whose members take turns at a path, nor of bytes that several names or versions share.
         """
         catalogue = node.disk.catalogue
         place = catalogue.place(path)
@@ -155,7 +155,8 @@ class Verdict:
             versions = [v for v in catalogue.versions(name) if v.state is State.LIVE]
             shown = max(v.order for v in versions if v.digest == place.digest)
             sharers = {record.name: None for record in catalogue.sharers(versions[0].digest)}
-            newer = versions[0].order > shown and self._has_place(node, versions[0]) and len(sharers) == 1
+            again = any(v.digest == versions[0].digest for v in versions[1:])
+            newer = versions[0].order > shown and self._has_place(node, versions[0]) and len(sharers) == 1 and not again
             if newer and not node.store.shared and self._names_of(path, node.name) == [name]:
                 self.oracle.violation(f"{node.name} shows an older version of {name} at {path}")
 

@@ -1,7 +1,8 @@
 """The watched folder of a simulated node: what users do to files, and how the node finds out.
 
 Files are noticed after a while, or by the rescan that follows a start, never at once. A file that changes while it is
-being accepted is looked at again. In an NFS group the members see the same files: a claim says which of them accepts one.
+being accepted is looked at again. In an NFS group the members see the same files: a claim says which of them accepts
+one.
 """
 
 from __future__ import annotations
