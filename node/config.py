@@ -124,14 +124,20 @@ def apply_environment(routing: Routing, env: Mapping[str, str]) -> Routing:
     return replace(routing, **routing_stated(settings, (), Findings()))
 
 
-def starter_hosts_file(cluster: str, node: str, address: str) -> str:
-    """The commented hosts file of a new cluster of one node. Raises ConfigError for names that cannot be used."""
+def starter_hosts_file(cluster: str, node: str, address: str, others: Mapping[str, str] | None = None) -> str:
+    """The commented hosts file of a new cluster: its first node, and perhaps others (name → address).
+
+    Raises ConfigError for names that cannot be used.
+    """
     findings = Findings()
-    readers: tuple[tuple[str, Callable[[str], str], str], ...] = (
+    more = dict(others or {})
+    readers: list[tuple[str, Callable[[str], str], str]] = [
         ("cluster", read_cluster, cluster),
         ("node", read_node, node),
         ("address", read_address, address),
-    )
+    ]
+    for name, there in more.items():
+        readers += [("host", read_node, name), ("host", read_address, there)]
     for what, read, text in readers:
         try:
             read(text)
@@ -139,7 +145,10 @@ def starter_hosts_file(cluster: str, node: str, address: str) -> str:
             findings.error((what,), error.message, error.suggestion, text)
     if findings.errors:
         raise ConfigError(findings.errors, "init")
-    return starter_text(cluster, node, read_address(address))
+    checked = {name: read_address(there) for name, there in more.items()}
+    text = starter_text(cluster, node, read_address(address), checked)
+    parse_fleet(text)  # one host twice, one address twice: the file says it best itself
+    return text
 
 
 def _usable(inspection: Inspection) -> Fleet:

@@ -5,6 +5,7 @@ All names, defaults and meanings come from the models and from `protocol/fleet.p
 
 import json
 import re
+from collections.abc import Mapping
 
 from node.config_schema import Setting, all_settings
 from protocol.fleet import DEFAULT_KINDS, OTHER_BANDWIDTH, PROVIDER_BANDWIDTH, Bandwidth, Kind
@@ -30,8 +31,8 @@ EXAMPLES = {
 }
 
 
-def starter_text(cluster: str, node: str, address: str) -> str:
-    """The file for a cluster of one node, the issuer. The caller has checked the three names."""
+def starter_text(cluster: str, node: str, address: str, others: Mapping[str, str]) -> str:
+    """The file for a new cluster: the issuer, and other hosts by name and address. The caller has checked the names."""
     settings = all_settings()
     shared = _commented([entry for entry in settings if entry.section == "sync_routing"], "  ")
     own = [entry for entry in settings if entry.section == "hosts" and entry.name not in ("address", "issuer", "role")]
@@ -50,6 +51,7 @@ def starter_text(cluster: str, node: str, address: str) -> str:
             "    issuer: true  # keeps the cluster's CA key and admits nodes",
             *_commented(own, "    "),
             "    # Whatever stands under sync_routing can be stated here too, for this host alone.",
+            *[f"  {quoted(name)}: {{address: {json.dumps(there)}, role: worker}}" for name, there in others.items()],
             "",
             "sync_routing:",
             "  # Egress in megabytes per second where neither host nor environment states a limit:",

@@ -31,7 +31,17 @@ DOCUMENTATION_ADDRESS = ("192.0.2.1", 9)  # RFC 5737: routed like any address, o
 @click.option(
     "--address", metavar="HOST:PORT", help=f"Where others dial this node (default: its address, {PORT_DEFAULT})."
 )
-def init(folder: Path | None, directory: Path, node: str | None, cluster: str | None, address: str | None) -> None:
+@click.option(
+    "--host", "others", metavar="NAME=HOST:PORT", multiple=True, help="Another host of the fleet (may be repeated)."
+)
+def init(
+    folder: Path | None,
+    directory: Path,
+    node: str | None,
+    cluster: str | None,
+    address: str | None,
+    others: tuple[str, ...],
+) -> None:
     """Begin a cluster with this node.
 
     Makes the authority, the node's identity and a commented hosts file. A hosts file that lies in DIR already is used
@@ -46,7 +56,7 @@ def init(folder: Path | None, directory: Path, node: str | None, cluster: str | 
     named = node or _host_name()
     try:
         _refuse_identity(place)
-        found = _hosts_file(place, cluster, named, address)
+        found = _hosts_file(place, cluster, named, address, _others(others))
         identity = init_identity(place, found, named, now=time.time())
     except ConfigError as problem:
         raise CommandFailed(str(problem), EXIT_USAGE) from problem
@@ -69,7 +79,18 @@ def _refuse_identity(place: Path) -> None:
         raise IdentityError("exists", f"{place} already has an identity; use another folder")
 
 
-def _hosts_file(place: Path, cluster: str | None, node: str, address: str | None) -> str:
+def _others(words: tuple[str, ...]) -> dict[str, str]:
+    """Other hosts, as `--host NAME=ADDRESS` gives them."""
+    others = {}
+    for word in words:
+        name, sign, there = word.partition("=")
+        if not sign or name in others:
+            raise CommandFailed(f"--host {word} is not usable: write each host once, as NAME=HOST:PORT", EXIT_USAGE)
+        others[name] = there
+    return others
+
+
+def _hosts_file(place: Path, cluster: str | None, node: str, address: str | None, others: dict[str, str]) -> str:
     """Write the starter hosts file, or take the one that is there; returns the cluster's name."""
     from node.config import load_fleet, starter_hosts_file
     from node.secret_files import replace_file
@@ -77,13 +98,15 @@ def _hosts_file(place: Path, cluster: str | None, node: str, address: str | None
     path = place / HOSTS_FILE
     if path.exists():
         fleet = load_fleet(path)
+        if others:
+            raise CommandFailed(f"{path} is there already; leave --host out, and add the hosts to it", EXIT_USAGE)
         if cluster not in (None, fleet.cluster):
             raise CommandFailed(f"{path} is of cluster {fleet.cluster}; leave --cluster out, or edit it", EXIT_USAGE)
         if node not in fleet.hosts:
             raise CommandFailed(f"{path} has no host {node}; add it there, or say --node", EXIT_USAGE)
         return fleet.cluster
     name = cluster or CLUSTER_DEFAULT
-    text = starter_hosts_file(name, node, address or f"{_own_address()}:{PORT_DEFAULT}")
+    text = starter_hosts_file(name, node, address or f"{_own_address()}:{PORT_DEFAULT}", others)
     place.mkdir(parents=True, exist_ok=True)
     replace_file(path, text.encode())
     path.chmod(HOSTS_FILE_MODE)
