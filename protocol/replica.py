@@ -57,6 +57,7 @@ class Replica:
         self._leaving: e.Flush | None = None
         self._flushes: list[e.Flush] = []
         self._exited = False
+        self._unrestored: list[Entry] = []  # at most what the WAL holds
         self._sweeping = 0  # the operation number of the running sweep, 0 when none runs
         self._sweep_op = 0
         self._sweep_due_ms = 0
@@ -124,9 +125,20 @@ class Replica:
             private = tuple(place for place in places if place.private)
             holdings = (self.ctx.holding(record.digest, True),) if private and not self.ctx.excluded else ()
             rows = Rows((record,), holdings)
-            self.ctx.commit(Batch(rows, places), lambda: self._restored(record, rows, inline))
+            self.ctx.commit(
+                Batch(rows, places),
+                lambda: self._restored(record, rows, inline),
+                lambda error: self._unrestored.append(entry),
+            )
         else:
             self._restored(record, Rows(), inline)
+
+    def _restore_the_rest(self) -> None:
+        """Entries whose rows met a failing disk at the start: the WAL still promises them, so they are tried again."""
+        if self.accepting.healthy:
+            entries, self._unrestored = self._unrestored, []
+            for entry in entries:
+                self._restore(entry)
 
     def _restored(self, record: Record, rows: Rows, inline: bool) -> None:
         self._tell(rows)
@@ -144,6 +156,7 @@ class Replica:
         self._state_debt()
         self._sweep_if_due()
         self._heal()
+        self._restore_the_rest()
         self._leave_if_done()
 
     def _state_debt(self) -> None:
