@@ -8,8 +8,6 @@ why, is said to the sender, who then finds another store.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from hashlib import blake2b
 
 from protocol import messages as m
 from protocol.context import Context
@@ -17,13 +15,13 @@ from protocol.debts import Debts
 from protocol.effects import Answer, Fetch, Publication, Publish, Reserve, Unlink, Unreserve
 from protocol.events import Arrived, Published, Reserved
 from protocol.fleet import RESERVED_KIND, Kind
+from protocol.incoming import Incoming, Wanted, hash_order
 from protocol.membership import Membership
 from protocol.names import publication_path, publishable
 from protocol.placement import targets
 from protocol.values import (
     Batch,
     Digest,
-    Holding,
     NodeId,
     Parcel,
     Place,
@@ -44,37 +42,6 @@ ASK_MS = 60_000  # an Ask unanswered for this long was lost
 RETRY_MS = 5_000  # a failed fetch is tried again after this, from other holders first
 PUSH_GRACE_MS = 3_000  # a target of the origin's push waits this long for the offer before it fetches by itself
 INCOMING_MS_MAX = 30 * 60_000  # a transfer whose sender never ends it; the driver's stall watchdog is stricter
-
-
-@dataclass(slots=True)
-class Incoming:
-    """One transfer being received: from a peer's offer, or our own fetch (then `peer` is our own node)."""
-
-    peer: NodeId
-    transfer: int
-    offered: list[Record]
-    verdicts: list[str]  # aligned with the offer: "" to take, else why not
-    started_ms: int
-    request: int = 0  # a user's `get`: fetch only, hold nothing
-    offered_by: NodeId = ""  # a source of our own fetch that may not have stated its holding
-    holdings: list[Holding] = field(default_factory=list)
-    failed: list[tuple[Digest, str]] = field(default_factory=list)
-
-    @property
-    def key(self) -> tuple[NodeId, int]:
-        return (self.peer, self.transfer)
-
-    def accepted(self) -> list[Record]:
-        return [record for record, why in zip(self.offered, self.verdicts, strict=True) if not why]
-
-
-@dataclass(slots=True)
-class Wanted:
-    """An artifact that should lie here: when to begin, and who offered it (it may be nobody's holding yet)."""
-
-    record: Record
-    due_ms: int
-    offered_by: NodeId = ""
 
 
 class Receiving:
@@ -500,11 +467,6 @@ class Receiving:
         for digest in [d for d, (_, until) in self._asked.items() if until <= now]:
             del self._asked[digest]
         self.pump()
-
-
-def hash_order(node: NodeId, own: NodeId) -> int:
-    """A stable order of peers that differs from node to node."""
-    return int.from_bytes(blake2b(f"{node}\0{own}".encode(), digest_size=4).digest(), "big")
 
 
 def _left(moved: tuple[tuple[str, Place], ...], places: list[Place]) -> tuple[str, ...]:

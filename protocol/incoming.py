@@ -1,0 +1,44 @@
+"""What is on its way in, and what should be: the values that `receiving` keeps its account with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from hashlib import blake2b
+
+from protocol.values import Digest, Holding, NodeId, Record
+
+
+@dataclass(slots=True)
+class Incoming:
+    """One transfer being received: from a peer's offer, or our own fetch (then `peer` is our own node)."""
+
+    peer: NodeId
+    transfer: int
+    offered: list[Record]
+    verdicts: list[str]  # aligned with the offer: "" to take, else why not
+    started_ms: int
+    request: int = 0  # a user's `get`: fetch only, hold nothing
+    offered_by: NodeId = ""  # a source of our own fetch that may not have stated its holding
+    holdings: list[Holding] = field(default_factory=list)
+    failed: list[tuple[Digest, str]] = field(default_factory=list)
+
+    @property
+    def key(self) -> tuple[NodeId, int]:
+        return (self.peer, self.transfer)
+
+    def accepted(self) -> list[Record]:
+        return [record for record, why in zip(self.offered, self.verdicts, strict=True) if not why]
+
+
+@dataclass(slots=True)
+class Wanted:
+    """An artifact that should lie here: when to begin, and who offered it (it may be nobody's holding yet)."""
+
+    record: Record
+    due_ms: int
+    offered_by: NodeId = ""
+
+
+def hash_order(node: NodeId, own: NodeId) -> int:
+    """A stable order of peers that differs from node to node."""
+    return int.from_bytes(blake2b(f"{node}\0{own}".encode(), digest_size=4).digest(), "big")
