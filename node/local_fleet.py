@@ -6,6 +6,7 @@ their id and never outlive the fleet.
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -17,8 +18,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from node.cli.client import Client
 from node.cli.failures import CommandFailed
@@ -111,7 +110,7 @@ class LocalFleet:
                 hosts[name]["listen"] = f"127.0.0.1:{node.port}"
         routing = {**ROUTING, **self.routing, **changes}
         content = {"cluster": CLUSTER, "sync_routing": routing, **self.sections, "hosts": hosts}
-        return yaml.safe_dump(content, sort_keys=False)
+        return json.dumps(content, indent=2)  # every JSON text is YAML
 
     def _admit(self, issuer: Identity, name: str, ephemeral: bool, now: float) -> None:
         folder = self.nodes[name].folder
