@@ -177,7 +177,7 @@ class Agent:
             self.threads,
             self.post,
             self.report,
-            self.wal.room,
+            self.committer.room,
         )
 
     async def _open_network(self) -> None:

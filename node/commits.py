@@ -14,7 +14,7 @@ from concurrent.futures import Executor
 from contextlib import suppress
 
 from node.pending import PendingEntries
-from protocol.effects import Commit, Log
+from protocol.effects import Commit, Entry, Inline, Log
 from protocol.events import Durable, DurableFailed, Event
 from protocol.values import Record
 from storage.acceptance import INLINE_BYTES_MAX
@@ -22,6 +22,8 @@ from storage.entries import encode_entry
 from storage.manifest import Manifest, ManifestFailed
 from storage.wal import Wal, WalFull
 
+PROMISED = 8  # entries that were told there is room and are not queued yet: two intake workers, four puts, a snapshot
+RECORD_BYTES = 512  # of an entry beside its content: a name of 100 characters makes 300; PROMISED covers longer ones
 GROUP_MAX = 2_000  # effects in one group: a few ms of SQLite, so that the first one does not wait for all the rest
 
 
@@ -38,13 +40,25 @@ class GroupCommitter:
         self._writer = writer
         self._queue: list[Log | Commit] = []
         self._released: list[int] = []
+        self._under_way = self._under_way_bytes = 0  # entries, from `add` until they are in the WAL or failed
         self._wake = asyncio.Event()
         self.groups = 0
         self.effects = 0
 
     def add(self, effect: Log | Commit) -> None:
         self._queue.append(effect)
+        if isinstance(effect, Log):
+            self._under_way += 1
+            self._under_way_bytes += _entry_bytes(effect.entry)
         self._wake.set()
+
+    def room(self) -> bool:
+        """Whether the WAL takes one more entry of any size, beside those on their way to it.
+
+        Whoever accepts asks this first and waits: a log that is full is back-pressure, not a disk that fails.
+        """
+        others, others_bytes = self._under_way + PROMISED, self._under_way_bytes + PROMISED * INLINE_BYTES_MAX
+        return self.wal.room(INLINE_BYTES_MAX, others, others_bytes)
 
     def release(self, records: Iterable[Record]) -> None:
         """Let the WAL entries of these records go; the next group (or the next idle moment) writes that down."""
@@ -74,6 +88,9 @@ class GroupCommitter:
         except (OSError, WalFull, ManifestFailed) as problem:
             self._fail(group, logs, ids, problem)
             return
+        finally:
+            self._under_way -= len(logs)
+            self._under_way_bytes -= sum(_entry_bytes(effect.entry) for effect in logs)
         self.groups += 1
         self.effects += len(group)
         if group:
@@ -112,3 +129,7 @@ class GroupCommitter:
 
     def on_poison(self, sentence: str) -> None:
         """Replaced by the agent: a row that cannot be stored is quarantined, the rest goes on."""
+
+
+def _entry_bytes(entry: Entry) -> int:
+    return RECORD_BYTES + (len(entry.source.content) if isinstance(entry.source, Inline) else 0)

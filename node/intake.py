@@ -23,8 +23,8 @@ from protocol.effects import Report
 from protocol.events import Event, Put, Withdrawn
 from protocol.fleet import Fleet, Kind
 from protocol.names import NameRefused, name_of
-from protocol.values import NodeId, Place, Record
-from storage.acceptance import INLINE_BYTES_MAX, Accepted
+from protocol.values import Digest, NodeId, Place, Record, State
+from storage.acceptance import Accepted
 from storage.depot import Depot
 from storage.folders import Stamp, stamp_of
 from storage.manifest import Manifest
@@ -47,6 +47,7 @@ class Database:
     path: str
     live: bool
     facts: SnapshotFacts | None = None
+    digest: Digest = b""  # of the last snapshot
     due_seconds: float = 0.0
     wanted: bool = True
 
@@ -63,7 +64,7 @@ class Intake:
     threads: Executor
     post: Callable[[Event], None]
     report: Callable[[Report], None]
-    room: Callable[[int], bool]
+    room: Callable[[], bool]
     watcher: Watcher | None = None
     queue: dict[str, Found] = field(default_factory=dict)
     databases: dict[str, Database] = field(default_factory=dict)
@@ -201,9 +202,7 @@ class Intake:
             return
         try:
             name = name_of(kind.name, found.path, self.node, kind.namespace == "node")
-            await self._wait_for_room(
-                min(found.size_bytes, INLINE_BYTES_MAX)
-            )  # larger ones stand in files of their own
+            await self._wait_for_room()
             accepted = await self._accept_file(found, kind)
         except FileChanging:
             self._again(found)
@@ -252,9 +251,9 @@ class Intake:
             )
         )
 
-    async def _wait_for_room(self, size: int) -> None:
+    async def _wait_for_room(self) -> None:
         """Back-pressure: while the WAL has no room, files wait on the disk where the user put them."""
-        while not self.room(size) and not self.stopping:  # noqa: ASYNC110 - the WAL's room is no event
+        while not self.room() and not self.stopping:  # noqa: ASYNC110 - the WAL's room is no event
             await asyncio.sleep(WAL_WAIT_SECONDS)
 
     def _again(self, found: Found, seconds: float = RETRY_SECONDS) -> None:
@@ -300,14 +299,11 @@ class Intake:
         started = loop.time()
         self.running.add(database.path)
         try:
-            await self._wait_for_room(0)
-            taken = await loop.run_in_executor(self.threads, self._take, database)
+            await self._wait_for_room()
+            taken = await loop.run_in_executor(self.threads, self._take, database, self._stands(database))
             if taken is not None:
-                kind = self.fleet().kind(database.kind)
-                per_node = kind is not None and kind.namespace == "node"
-                name = name_of(database.kind, database.path, self.node, per_node)
                 known = database.live or self.manifest.scanned()
-                self._put(name, taken, known, (("snapshot", "sqlite"),))
+                self._put(self._name_of(database), taken, known, (("snapshot", "sqlite"),))
         except (SnapshotError, StoreError, NameRefused) as problem:
             self.report(Report("warning", "snapshot_failed", f"{database.path}: {problem}"))
             database.wanted = True
@@ -320,14 +316,26 @@ class Intake:
         routing = self.fleet().routing_for(self.node)
         return max(routing.auto_sync_interval_seconds, routing.snapshot_seconds_min)
 
-    def _take(self, database: Database) -> Accepted | None:
+    def _name_of(self, database: Database) -> str:
+        kind = self.fleet().kind(database.kind)
+        return name_of(database.kind, database.path, self.node, kind is not None and kind.namespace == "node")
+
+    def _stands(self, database: Database) -> bool:
+        """Whether the last snapshot became a version (a disk that failed may have lost it), or was deleted since."""
+        versions = self.manifest.versions(self._name_of(database))
+        deleted = bool(versions) and versions[0].state is not State.LIVE
+        return deleted or any(version.digest == database.digest for version in versions)
+
+    def _take(self, database: Database, stands: bool) -> Accepted | None:
         """In a thread: a snapshot into a draft, accepted like any artifact; None when nothing changed."""
         source = self.root / database.path
-        if database.facts is not None and database.facts.unchanged_since(source):
+        if stands and database.facts is not None and database.facts.unchanged_since(source):
             return None
         draft = self.depot.draft()
         database.facts = snapshot_database(source, draft, stop=lambda: self.stopping)
-        return self.depot.accept_draft(draft)
+        taken = self.depot.accept_draft(draft)
+        database.digest = taken.digest
+        return taken
 
 
 def _missing(root: Path, places: Sequence[Place]) -> list[Place]:

@@ -47,7 +47,7 @@ class Service:
             accepted = Accepted(digest, plain, len(content), request.mode & 0o777, f.Inline(content), None, ())
         else:
             accepted = await self._take_in(request, content)
-        while not self.agent.wal.room(INLINE_BYTES_MAX):
+        while not self.agent.committer.room():  # noqa: ASYNC110 - the WAL's room is no event
             await asyncio.sleep(WAL_WAIT_SECONDS)
         meta = (("snapshot", "sqlite"),) if kind.snapshot else ()
         number, future = self.agent.request()

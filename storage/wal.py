@@ -223,9 +223,9 @@ class Wal:
             with suppress(WalEntryNotLive, WalDamaged):
                 yield entry_id, self.read(entry_id)
 
-    def room(self, entry_bytes: int) -> bool:
-        """Whether an append of one entry of this size would be taken now."""
-        return self._table.fits(1, fmt.frame_bytes(entry_bytes))
+    def room(self, entry_bytes: int, others: int = 0, others_bytes: int = 0) -> bool:
+        """Whether an append of one entry of this size would be taken now, beside others that are on their way."""
+        return self._table.fits(1 + others, fmt.frame_bytes(entry_bytes) + others * fmt.frame_bytes(0) + others_bytes)
 
     def usage(self) -> WalUsage:
         return self._table.usage()
