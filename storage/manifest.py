@@ -35,6 +35,7 @@ from storage.manifest_rows import (
 )
 from storage.manifest_writer import Applied, ManifestFailed, Quarantined, Writer
 from storage.queries import Queries
+from storage.row_writer import RowWriter
 from storage.shelf import Shelf
 
 __all__ = [
@@ -96,9 +97,8 @@ class Manifest(Lookups):
         """Open, make or migrate the manifest of `node`. Raises `ManifestRefused` and `ManifestDamaged`."""
         boot = await asyncio.to_thread(prepare, path, cluster, node)
         async with AsyncExitStack() as closers:
-            writing = await closers.enter_async_context(
-                aiosqlite.connect(path, isolation_level=None, timeout=BUSY_SECONDS)
-            )
+            writing = RowWriter(path, BUSY_SECONDS)
+            closers.push_async_callback(writing.close)
             shelf = Shelf(closers.enter_context(closing(connect_reader(path, any_thread=True))))
             reader = closers.enter_context(closing(connect_reader(path)))
             # A connection of aiosqlite's is made and closed in a thread of its own.

@@ -15,12 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-import aiosqlite
-
 from protocol.values import Batch
 from storage.ledger import TRIGGERS, Ledger
 from storage.lookups import parse_fold, write_fold
 from storage.manifest_file import REBUILD
+from storage.row_writer import RowWriter
 from storage.shelf import Shelf
 from storage.writes import single_rows, statements
 
@@ -94,7 +93,7 @@ class Applied:
 class Writer:
     """Owns the writing connection. Tasks that shared it would mix their transactions, so each waits for the lock."""
 
-    def __init__(self, path: Path, connection: aiosqlite.Connection, ledger: Ledger, shelf: Shelf) -> None:
+    def __init__(self, path: Path, connection: RowWriter, ledger: Ledger, shelf: Shelf) -> None:
         self._path = path
         self._connection = connection
         self._ledger = ledger
