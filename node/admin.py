@@ -16,12 +16,13 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from node.admin_connection import READ_BUFFER_BYTES, Connection
+from node.admin_connection import READ_BUFFER_BYTES, Connection, close_writer
 from node.door import EXIT_NOT_ACHIEVED, Door
 from node.local_socket import address_of, peer_user
 
 CONNECTIONS_MAX = 64  # people, scripts and one per training process of a node; each may hold 16 MiB of contents
 SOCKET_MODE = 0o660  # the group of the agent's user may use the node, nobody else
+ACCEPT_AGAIN_SECONDS = 1.0  # without a free descriptor; trying at once again would only spin
 ROOT = 0
 
 
@@ -42,54 +43,68 @@ class AdminServer:
     ) -> None:
         self._path, self._door, self._user_of = path, door, user_of
         self._owner = os.geteuid() if owner is None else owner
-        self._server: asyncio.Server | None = None
-        self._serving: set[asyncio.Task[None]] = set()
+        self._listening: socket.socket | None = None
+        self._serving: dict[asyncio.Task[None], socket.socket] = {}
         self._identity: tuple[int, int] | None = None  # of the socket file, to remove no other
 
     async def start(self) -> None:
         """Listen. Raises AdminRefused when another agent answers there, or the path holds something else."""
         _clear(self._path)
-        listening = _bind(self._path)
-        try:
-            found = self._path.stat()
-            self._identity = (found.st_dev, found.st_ino)
-            self._server = await asyncio.start_unix_server(self._accept, sock=listening, limit=READ_BUFFER_BYTES)
-        except BaseException:
-            listening.close()
-            raise
+        self._listening = _bind(self._path)
+        found = self._path.stat()
+        self._identity = (found.st_dev, found.st_ino)
+        self._accept_from(self._listening)
 
     async def stop(self) -> None:
         """Cancel what runs, close every connection, remove the socket. Safe to call twice."""
-        if self._server is None:
+        if self._listening is None:
             return
-        server, self._server = self._server, None
-        server.close()
-        for task in self._serving:
+        listening, self._listening = self._listening, None
+        asyncio.get_running_loop().remove_reader(listening)
+        listening.close()
+        serving = dict(self._serving)
+        for task in serving:
             task.cancel()
-        await asyncio.gather(*self._serving, return_exceptions=True)
-        await server.wait_closed()
+        await asyncio.gather(*serving, return_exceptions=True)
+        await asyncio.sleep(0)  # the turn in which aborted connections let go of their sockets
+        for sock in serving.values():
+            sock.close()  # of a task that was cancelled before it began; of others, again
         with suppress(FileNotFoundError):
             found = self._path.lstat()
             if (found.st_dev, found.st_ino) == self._identity:
                 self._path.unlink()
 
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None, "the stream server runs this in a task"
-        if len(self._serving) >= CONNECTIONS_MAX:
-            await _turn_away(writer)
-            return
-        self._serving.add(task)
-        try:
-            await Connection(reader, writer, self._door, trusted=self._trusted(writer)).serve()
-        except asyncio.CancelledError:
-            pass  # by `stop`; the connection has closed itself
-        finally:
-            self._serving.discard(task)
+    # An `asyncio.Server` loses connections that it accepts in the very turn in which it is closed (CPython 3.11).
 
-    def _trusted(self, writer: asyncio.StreamWriter) -> bool:
+    def _accept_from(self, listening: socket.socket) -> None:
+        if listening is self._listening:
+            asyncio.get_running_loop().add_reader(listening, self._accept, listening)
+
+    def _accept(self, listening: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
         try:
-            user = self._user_of(writer.get_extra_info("socket"))
+            sock, _ = listening.accept()
+        except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+            return
+        except OSError:  # no descriptor is free: the connection waits in the kernel until one is
+            loop.remove_reader(listening)
+            loop.call_later(ACCEPT_AGAIN_SECONDS, self._accept_from, listening)
+            return
+        sock.setblocking(False)
+        task = loop.create_task(self._serve(sock, full=len(self._serving) >= CONNECTIONS_MAX))
+        self._serving[task] = sock
+        task.add_done_callback(lambda ended: self._serving.pop(ended, None))
+
+    async def _serve(self, sock: socket.socket, *, full: bool) -> None:
+        reader, writer = await asyncio.open_unix_connection(sock=sock, limit=READ_BUFFER_BYTES)
+        if full:
+            await _turn_away(writer)
+        else:
+            await Connection(reader, writer, self._door, trusted=self._trusted(sock)).serve()
+
+    def _trusted(self, sock: socket.socket) -> bool:
+        try:
+            user = self._user_of(sock)
         except OSError:
             return False
         return user in (self._owner, ROOT)
@@ -101,9 +116,7 @@ async def _turn_away(writer: asyncio.StreamWriter) -> None:
     with suppress(ConnectionError):
         writer.write(line.encode() + b"\n")
         await writer.drain()
-    writer.close()
-    with suppress(ConnectionError):
-        await writer.wait_closed()
+    await close_writer(writer)
 
 
 def _clear(path: Path) -> None:

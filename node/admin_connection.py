@@ -52,6 +52,9 @@ class Connection:
             await self._until(lambda: not self._tasks)
         except (ConnectionError, asyncio.IncompleteReadError):
             pass  # the client left, perhaps in the middle of a content
+        except asyncio.CancelledError:
+            self._writer.transport.abort()  # the agent stops: a client that reads nothing must not hold it up
+            raise
         finally:
             await self._close()
 
@@ -62,9 +65,7 @@ class Connection:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._flush()
-        self._writer.close()
-        with suppress(ConnectionError):
-            await self._writer.wait_closed()
+        await close_writer(self._writer)
 
     # --- reading ---
 
@@ -258,6 +259,18 @@ class Connection:
         poll = select.poll()
         poll.register(sock.fileno(), 0)  # the kernel tells of a hang-up unasked
         return bool(poll.poll(0))
+
+
+async def close_writer(writer: asyncio.StreamWriter) -> None:
+    """Close a connection once its client has read what was written; at once when the caller is cancelled."""
+    writer.close()
+    try:
+        await asyncio.shield(writer.wait_closed())
+    except ConnectionError:
+        pass  # the client closed first
+    except asyncio.CancelledError:
+        writer.transport.abort()
+        raise
 
 
 class _Answering:

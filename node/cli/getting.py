@@ -85,18 +85,22 @@ def _beside(target: Path) -> Iterator[BinaryIO]:
         raise CommandFailed(f"{target} is a folder; name the file to write with -o", EXIT_USAGE)
     temporary = target.with_name(f".{target.name[:200]}.{os.urandom(4).hex()}.part")
     try:
+        with _created(temporary, target) as file:
+            yield file
+            _finish(file, temporary, target)
+    finally:
+        with suppress(FileNotFoundError, NotADirectoryError):
+            temporary.unlink()
+
+
+def _created(temporary: Path, target: Path) -> BinaryIO:
+    try:
         descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     except OSError as problem:
         raise CommandFailed(
             f"{target} cannot be written ({problem.strerror}); name another place with -o", EXIT_USAGE
         ) from problem
-    try:
-        with open(descriptor, "wb") as file:
-            yield file
-            _finish(file, temporary, target)
-    finally:
-        with suppress(FileNotFoundError):
-            temporary.unlink()
+    return open(descriptor, "wb")
 
 
 def _finish(file: BinaryIO, temporary: Path, target: Path) -> None:
