@@ -11,7 +11,6 @@ from protocol.values import Hlc
 
 COUNTER_BITS = 16
 FUTURE_MS_MAX = 5 * 60 * 1000  # our clock does not follow a peer's that is further ahead than this
-SCANNED_MIN = 1 << 16  # the stamps below are room for files found beside a file dated 1970, as unpacked archives are
 SCANNED_MAX = 1 << 34  # a written stamp has milliseconds above bit 16; seconds fit 34 bits until the year 2514
 
 
@@ -45,4 +44,4 @@ class HybridClock:
 
 def scanned(mtime_s: int) -> Hlc:
     """The stamp of a file found without manifest knowledge: below every written version, ordered by modification."""
-    return min(max(mtime_s, SCANNED_MIN), SCANNED_MAX - 1)
+    return min(max(mtime_s, 1), SCANNED_MAX - 1)

@@ -122,8 +122,3 @@ def test_a_file_dated_in_the_far_future_is_still_below_what_is_written_now() -> 
 @given(st.integers(1 << 17, 1 << 33), st.integers(1, 1 << 30))
 def test_scanned_stamps_follow_the_order_of_modification(earlier: int, later_by: int) -> None:
     assert scanned(earlier) < scanned(earlier + later_by)
-
-
-def test_there_is_room_below_the_oldest_scanned_stamp() -> None:
-    """A file beside one dated 1970 gets a stamp of its own below it (see accepting)."""
-    assert scanned(0) > 256
