@@ -24,6 +24,7 @@ BATCH_BYTES = 8 << 20  # of small artifacts in one offer: 0.2 s at 400 Mbit/s, s
 BATCH_COUNT = 1_000  # of small artifacts in one offer: one group commit at the receiver
 OFFERS_PER_PEER = 4  # under way to one peer: batches overlap, so that neither side idles while the other syncs
 LARGE_PER_PEER = 2  # of those, large ones
+ASKED_PER_PEER = 64  # offers under way at which asks go unanswered: what a receiver takes at once; it asks again
 TAKE_MS_MAX = 30_000  # an offer unanswered for this long was lost
 RECEIPT_MS_MAX = 120_000  # from the last byte to the receipt: fsync of a large file on a slow disk
 BUSY_MS = 500  # a busy receiver is asked again after this
@@ -161,11 +162,10 @@ class Sending:
             sharers = self.ctx.catalogue.sharers(digest)
             if sharers and self.ctx.holds(digest):
                 records.append(sharers[0])
-        small = [record for record in records if record.size <= SMALL_BYTES]
-        self._offer(peer, lane, small, False, ask.transfer)
-        for record in records:
-            if record.size > SMALL_BYTES:
-                self._offer(peer, lane, [record], True, ask.transfer)
+        batches = [[record for record in records if record.size <= SMALL_BYTES]]
+        batches += [[record] for record in records if record.size > SMALL_BYTES]
+        for batch in batches[: max(ASKED_PER_PEER - len(lane.offers), 0)]:
+            self._offer(peer, lane, batch, batch is not batches[0], ask.transfer)
 
     # --- answers ---
 
