@@ -117,7 +117,8 @@ class Accepting:
         Committed even when there is nothing to write: what is known of the bytes may itself be on its way to the disk.
         """
         places = _places(put)
-        rows = Rows(holdings=() if self.ctx.holds(put.digest) else self._holdings(put, places))
+        held = () if self.ctx.holds(put.digest) else self._holdings(put, places)
+        rows = Rows(holdings=held + self._replaced(put))
         self.ctx.commit(
             Batch(rows, places),
             lambda: self._held_again(put, record, rows),
@@ -145,6 +146,7 @@ class Accepting:
         self._answer(put, record)
 
     def _held_again(self, put: Put, record: Record, rows: Rows) -> None:
+        self._report_replaced(put, rows)
         self.tell(rows)
         self._answer(put, record)
 

@@ -58,6 +58,7 @@ class Receiving:
         self.stopping = False
         self._asked: dict[Digest, tuple[NodeId, int]] = {}  # of whom, and until when an answer is waited for
         self._publishing: dict[int, Incoming | None] = {}
+        self._taking: dict[int, tuple[str, ...]] = {}  # paths that publications under way may take from older versions
         self._unrecorded: dict[RecordKey, Record] = {}  # our own, published while the manifest took no writes
         self._op = 0
         self._transfer = 0
@@ -331,7 +332,9 @@ class Receiving:
         """Bring verified bytes under their final names; older versions and unsafe names into `.spore/versions/`."""
         self._op += 1
         self._publishing[self._op] = incoming
-        self.ctx.emit(Publish(self._op, tuple(Publication(record, self._path(record)) for record in records)))
+        items = tuple(Publication(record, self._path(record)) for record in records)
+        self._taking[self._op] = tuple(item.path for item in items if item.path)
+        self.ctx.emit(Publish(self._op, items))
 
     def lacks_name(self, record: Record) -> bool:
         """Whether bytes that we have are still to take their final path: they may lie under another name only."""
@@ -384,10 +387,20 @@ class Receiving:
         left_over = tuple(place for _, place in event.moved if not self.ctx.catalogue.sharers(place.digest))
 
         def done() -> None:
+            self._taking.pop(event.op, None)
             self._committed(rows, ended, incoming)
             self._drop_left_over(left_over)
 
-        self.ctx.commit(batch, done, lambda error: self._uncommitted(ended, incoming, error))
+        def failed(error: str) -> None:
+            self._taking.pop(event.op, None)
+            self._uncommitted(ended, incoming, error)
+
+        self.ctx.commit(batch, done, failed)
+
+    def is_moving(self, digest: Digest) -> bool:
+        """Whether a publication under way may move these bytes aside: their private copy is then the one that stays."""
+        paths = {path for taken in self._taking.values() for path in taken}
+        return any(place.path in paths for place in self.ctx.catalogue.places(digest))
 
     def _adopted(self, event: Published) -> list[Digest]:
         """What made room and was stated by another member of our NFS group only: from now on we answer for it."""

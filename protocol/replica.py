@@ -239,11 +239,17 @@ class Replica:
         kind = self.ctx.kind(record.name)
         return kind is not None and kind.snapshot is not None
 
-    def _forget(self, places: tuple[Place, ...]) -> None:
+    def _forget(self, private: tuple[Place, ...]) -> None:
+        """Drop private copies, unless another artifact at risk here has the same bytes."""
+        places = tuple(place for place in private if not self.debts.of(place.digest))
         if places:
-            self.ctx.commit(
-                Batch(forget_places=tuple(place.path for place in places)), lambda: self.ctx.emit(Unlink(places))
-            )
+            batch = Batch(forget_places=tuple(place.path for place in places))
+            self.ctx.commit(batch, lambda: self._remove_private(places))
+
+    def _remove_private(self, places: tuple[Place, ...]) -> None:
+        """What has come to be needed meanwhile stays: bytes put once more, or the file beside making room just now."""
+        stay = [place for place in places if self.debts.of(place.digest) or self.receiving.is_moving(place.digest)]
+        self.ctx.emit(Unlink(tuple(place for place in places if place not in stay)))
 
     def _own_published(self, record: Record) -> None:
         """The final path stands (or cannot be had): what protected the bytes until now is no longer needed."""

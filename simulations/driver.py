@@ -114,6 +114,7 @@ class SimNode:
         """The machine and its disk are gone for good."""
         self.crash(power=True)
         self.gone = self.store.gone = True
+        self.around.oracle.vanished(self.name)
         self.bite("vanished")
 
     def lives(self, life: int) -> bool:

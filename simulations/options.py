@@ -15,7 +15,7 @@ class Options:
     """One run. Rates are per second of virtual time over the whole fleet; chances are per message, step or try."""
 
     nodes: int
-    busy_ms: int = 40_000  # the safety phase: users work and faults strike
+    busy_ms: int = 30_000  # the safety phase: users work and faults strike
     heal_ms_max: int = 400_000  # the liveness phase: everything must have settled by then
     operations: int = 40  # of users, spread over the safety phase
     large_share: float = 0.15  # of new artifacts are large; one in five of these is accepted by reference

@@ -39,6 +39,7 @@ class Promise:
     record: Record
     guarantors: dict[NodeId, None] = field(default_factory=dict)
     referenced: bool = False
+    outlives: bool = False  # when its last guarantor vanished, another disk had it and knew its name
 
 
 @dataclass(slots=True)
@@ -307,6 +308,16 @@ class Oracle:
             forgotten = key not in named and key not in self.disks[node].released
             if forgotten and self.copies(record) < self.needed(record) and not self.superseded(record):
                 self.violation(f"{node} left without naming {record.name}, which is not durable")
+
+    def vanished(self, node: NodeId) -> None:
+        """A disk is gone for good: what others held at that moment must stay, the rest died with it."""
+        for promise in self.promises.values():
+            if all(self.stores[guarantor].gone for guarantor in promise.guarantors):
+                record = self.newest_with(promise)
+                promise.outlives = any(
+                    self.stores[other].holds(record.digest) and record.key in self._committed[other]
+                    for other in sorted(self.stores)
+                )
 
     def down(self, node: NodeId) -> None:
         """Its clients lost their connections; what they were not told was not promised."""

@@ -104,8 +104,7 @@ class Verdict:
             return
         keepers = [node for node in sorted(promise.guarantors) if not self.oracle.stores[node].gone]
         broken = promise.referenced and any(record.digest in self.oracle.stores[n].by_user for n in keepers)
-        durable = self.oracle.copies(record) >= self.oracle.needed(record)
-        if (keepers and not broken) or durable:
+        if (keepers and not broken) or (not keepers and promise.outlives):
             self.lost.append(name)
             who = ", ".join(promise.guarantors)
             self.oracle.violation(f"{name} ({record.digest.hex()[:12]}) was accepted by {who} and is lost")
@@ -156,8 +155,16 @@ class Verdict:
             shown = max(v.order for v in versions if v.digest == place.digest)
             sharers = {record.name: None for record in catalogue.sharers(versions[0].digest)}
             again = any(v.digest == versions[0].digest for v in versions[1:])
-            newer = versions[0].order > shown and self._has_place(node, versions[0]) and len(sharers) == 1 and not again
-            if newer and not node.store.shared and self._names_of(path, node.name) == [name]:
+            promise = self.oracle.promises.get((name, versions[0].digest))
+            put_here = promise is not None and node.name in promise.guarantors  # by hand, over nothing
+            newer = versions[0].order > shown and self._has_place(node, versions[0]) and len(sharers) == 1
+            if (
+                newer
+                and not again
+                and not put_here
+                and not node.store.shared
+                and self._names_of(path, node.name) == [name]
+            ):
                 self.oracle.violation(f"{node.name} shows an older version of {name} at {path}")
 
     def _has_place(self, node: SimNode, record: Record) -> bool:

@@ -1,0 +1,133 @@
+"""Seeds through the simulator: nothing promised is broken while faults strike, and all settles once they are healed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from node.config import load_fleet
+from simulations import SCENARIOS, Report, run
+from simulations.scenarios import UnknownScenario
+
+CHUNK = 5  # seeds in one test, so that parallel runs share them out
+FAULTS = (  # every knob must have bitten, or the runs prove less than they say
+    "accepted_inline",
+    "accepted_kept",
+    "accepted_referenced",
+    "booted_with_pending",
+    "cap_reached",
+    "clock_jumped",
+    "commit_failed",
+    "crash_between_effects",
+    "crash_in_commit",
+    "crash_in_publish",
+    "dial_failed",
+    "disk_full",
+    "found_without_history",
+    "killed",
+    "left",
+    "partition_cut",
+    "place_lost",
+    "power_lost",
+    "publish_failed",
+    "put_again",
+    "reserve_refused",
+    "session_lost",
+    "stream_broken",
+    "stream_stalled",
+    "user_changed",
+    "user_removed",
+    "vanished",
+    "wal_tail_lost",
+    "wrong_bytes",
+)
+
+
+def assert_kept(report: Report) -> None:
+    assert report.violations == (), f"{report.reproduce}: {report.violations}"
+    assert report.lost == 0
+    assert report.coverage == 1.0
+    assert report.accepted >= 5, f"{report.reproduce} accepted next to nothing and proves nothing"
+
+
+@pytest.mark.parametrize("first", range(1, 101, CHUNK))
+def test_first_light_breaks_no_promise(first: int) -> None:
+    for seed in range(first, first + CHUNK):
+        assert_kept(run("first-light", seed=seed))
+
+
+@pytest.mark.parametrize("first", range(1, 21, CHUNK))
+def test_nodes_that_die_between_any_two_effects_lose_nothing(first: int) -> None:
+    for seed in range(first, first + CHUNK):
+        assert_kept(run("crash", seed=seed))
+
+
+@pytest.mark.parametrize("first", range(1, 11, CHUNK))
+def test_full_and_failing_disks_lose_nothing(first: int) -> None:
+    for seed in range(first, first + CHUNK):
+        assert_kept(run("disk-full", seed=seed))
+
+
+def test_without_faults_everybody_knows_at_once() -> None:
+    report = run("convergence", seed=1)
+    assert_kept(report)
+    assert report.seconds_to_full <= 60
+    assert report.hops <= 2
+    assert report.copies_per_node > 1
+
+
+# A seed finds its bug only as long as the code around it stays: what each of these found is its name.
+@pytest.mark.parametrize(
+    ("scenario", "nodes", "seed"),
+    [
+        pytest.param("convergence", 6, 3, id="all nodes judge alike whether the newest version is durable"),
+        pytest.param("first-light", None, 5, id="a superseded file left at its path is not taken for a new version"),
+        pytest.param("convergence", 6, 2, id="names of two kinds that share a path do not push each other out"),
+        pytest.param("crash", None, 7, id="an offer whose sender died does not keep its digests busy"),
+        pytest.param("convergence", 6, 9, id="the same bytes from another node are kept by that node too"),
+        pytest.param("crash", None, 2, id="holders repair what a living origin has lost"),
+        pytest.param("disk-full", None, 8, id="own artifacts published while the manifest failed leave the WAL"),
+    ],
+)
+def test_a_seed_that_found_a_bug_stays_clean(scenario: str, nodes: int | None, seed: int) -> None:
+    assert_kept(run(scenario, nodes, seed))
+
+
+def test_every_fault_really_strikes() -> None:
+    struck: Counter[str] = Counter()
+    missing = set(FAULTS)
+    for seed in range(201, 241):
+        for scenario in ("crash", "first-light", "disk-full"):
+            struck.update(dict(run(scenario, seed=seed).bites))
+        missing -= set(struck)
+        if not missing:
+            break
+    assert sorted(missing) == []
+
+
+def test_a_fleet_from_a_hosts_file_can_be_rehearsed() -> None:
+    hosts_file = Path(__file__).parent.parent / "distributed_hosts.yaml"
+    report = run("first-light", seed=1, fleet=load_fleet(hosts_file), hosts="distributed_hosts.yaml")
+    assert_kept(report)
+    assert report.nodes == 9
+    assert report.reproduce == "spore simulate first-light --hosts distributed_hosts.yaml --seed 1"
+
+
+def test_a_report_names_the_command_that_reproduces_it() -> None:
+    report = run("convergence", 3, 7)
+    assert report.reproduce == "spore simulate convergence --nodes 3 --seed 7"
+    assert (report.scenario, report.nodes, report.seed) == ("convergence", 3, 7)
+
+
+def test_an_unknown_scenario_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(UnknownScenario, match="use one of first-light, convergence, crash, disk-full"):
+        run("no-such")
+    assert list(SCENARIOS) == ["first-light", "convergence", "crash", "disk-full"]
+
+
+@pytest.mark.parametrize("nodes", [0, 2, 201])
+def test_a_count_of_nodes_that_cannot_be_simulated_is_refused(nodes: int) -> None:
+    with pytest.raises(ValueError, match="use 3 to 200"):
+        run("convergence", nodes)
