@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from node.admin import AdminServer
+from node.admin import AdminRefused, AdminServer
 from node.agent import Agent
 from node.config import HOSTS_FILE_NAME, ConfigError, load_fleet
 from node.identity import Identity, IdentityError
@@ -49,7 +49,15 @@ def run(directory: Path) -> int:
         with _lock(directory):
             identity, fleet = _load(directory)
             return asyncio.run(_serve(directory, identity, fleet, logger))
-    except (StartRefused, ConfigError, IdentityError, ListenError, ManifestRefused, StoreError) as problem:
+    except (
+        AdminRefused,
+        StartRefused,
+        ConfigError,
+        IdentityError,
+        ListenError,
+        ManifestRefused,
+        StoreError,
+    ) as problem:
         print(f"spore agent: {problem}", file=sys.stderr)
         return EXIT_USAGE
     except (OSError, sqlite3.Error) as problem:
