@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,4 +83,6 @@ def demo(keep: bool) -> int:
 
     Every promise is checked from outside; exit 0 only if all hold.
     """
-    return int(import_module("node.demo").run(keep=keep))
+    from node.demo import run
+
+    return run(keep)
