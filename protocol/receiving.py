@@ -8,6 +8,7 @@ why, is said to the sender, who then finds another store.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from protocol import messages as m
 from protocol.context import Context
@@ -26,7 +27,6 @@ from protocol.values import (
     Parcel,
     Place,
     Record,
-    RecordKey,
     Rows,
     State,
     Stripe,
@@ -59,7 +59,8 @@ class Receiving:
         self._asked: dict[Digest, tuple[NodeId, int]] = {}  # of whom, and until when an answer is waited for
         self._publishing: dict[int, Incoming | None] = {}
         self._taking: dict[int, tuple[str, ...]] = {}  # paths that publications under way may take from older versions
-        self._unrecorded: dict[RecordKey, Record] = {}  # our own, published while the manifest took no writes
+        self._unrecorded: list[Published] = []  # while the manifest takes no writes; offers are refused meanwhile
+        self.recording = True  # the last group commit reached the disk
         self._op = 0
         self._transfer = 0
         self._settled: list[Record] = []
@@ -147,6 +148,8 @@ class Receiving:
             return m.BUSY
         if not self.members.own.accepting:
             return f"the disk of {self.ctx.node} is at its cap"
+        if not self.recording:
+            return f"the disk of {self.ctx.node} does not take writes"
         return ""
 
     def _restate(self, peer: NodeId, have: list[Digest]) -> None:
@@ -190,7 +193,7 @@ class Receiving:
 
     def fetch_again(self, record: Record) -> None:
         """We held these bytes and lost them, and the cluster has too few copies without ours."""
-        if not self.ctx.excluded and not self.retention_drops(record):
+        if not self.ctx.excluded and not self.retention_drops(record) and len(self.wanted) < WANTED_MAX:
             self.wanted.setdefault(record.digest, Wanted(record, self.ctx.now_ms))
 
     def retention_drops(self, record: Record) -> bool:
@@ -371,7 +374,9 @@ class Receiving:
 
     def published(self, event: Published) -> None:
         """The files have their names: commit the holdings, and only then tell anybody."""
-        incoming = self._publishing.pop(event.op, None)
+        self._record(event, self._publishing.pop(event.op, None))
+
+    def _record(self, event: Published, incoming: Incoming | None) -> None:
         places = [place for _, place in event.done] + [place for _, place in event.moved]
         records = [record for record, _ in event.done]
         stated = [record.digest for record in records] + self._adopted(event)
@@ -391,11 +396,7 @@ class Receiving:
             self._committed(rows, ended, incoming)
             self._drop_left_over(left_over)
 
-        def failed(error: str) -> None:
-            self._taking.pop(event.op, None)
-            self._uncommitted(ended, incoming, error)
-
-        self.ctx.commit(batch, done, failed)
+        self.ctx.commit(batch, done, lambda error: self._uncommitted(event, incoming, error))
 
     def is_moving(self, digest: Digest) -> bool:
         """Whether a publication under way may move these bytes aside: their private copy is then the one that stays."""
@@ -421,15 +422,17 @@ class Receiving:
         for record in ended if incoming is None else ():
             self._own_published(record)
 
-    def _uncommitted(self, ended: list[Record], incoming: Incoming | None, error: str) -> None:
-        """What came from others comes again; our own artifacts take their final path again at the next tick."""
-        self.ctx.report("error", "commit_failed", f"published artifacts are not recorded and will be again: {error}")
+    def _uncommitted(self, event: Published, incoming: Incoming | None, error: str) -> None:
+        """The sender hears that it failed; the files have their names all the same, and the manifest must learn it."""
+        self.ctx.report("error", "commit_failed", f"published artifacts are not recorded yet: {error}")
+        self._unrecorded.append(event)
         if incoming is not None:
             self._finish(incoming)
-            return
-        for record in ended:
-            if record.origin == self.ctx.node:
-                self._unrecorded[record.key] = record
+
+    def _record_the_rest(self) -> None:
+        events, self._unrecorded = self._unrecorded, []
+        for event in events:
+            self._record(replace(event, failed=()), None)
 
     def _finish(self, incoming: Incoming) -> None:
         """End a transfer: receipts for what is committed, reasons for the rest."""
@@ -449,6 +452,12 @@ class Receiving:
             return
         self.ctx.report("warning", "fetch_failed", f"{record.name} was not fetched and will be tried again: {why}")
         self.wanted[record.digest] = Wanted(record, self.ctx.now_ms + RETRY_MS)
+
+    def _give_up(self, incoming: Incoming) -> None:
+        """Nobody ever ended it: who waits for a fetch of ours is told, and what is wanted here is tried again."""
+        if incoming.peer == self.ctx.node:
+            self._fail_fetch(incoming, incoming.offered[0], "it did not come in time")
+        self._close(incoming)
 
     def _close(self, incoming: Incoming) -> None:
         self.incoming.pop(incoming.key, None)
@@ -473,10 +482,9 @@ class Receiving:
         now = self.ctx.now_ms
         for incoming in list(self.incoming.values()):
             if now - incoming.started_ms > INCOMING_MS_MAX and not self._is_publishing(incoming):
-                self._close(incoming)
-        if self._unrecorded:
-            self.publish(list(self._unrecorded.values()))
-            self._unrecorded.clear()
+                self._give_up(incoming)
+        if self.recording:
+            self._record_the_rest()
         for digest in [d for d, (_, until) in self._asked.items() if until <= now]:
             del self._asked[digest]
         self.pump()

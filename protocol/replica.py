@@ -265,12 +265,12 @@ class Replica:
     def _durable(self, upto: int) -> None:
         self.ctx.durable(upto)
         if not self.accepting.healthy:
-            self.accepting.healthy = True
+            self.accepting.healthy = self.receiving.recording = True
             self.ctx.report("info", "disk_recovered", "the disk takes writes again")
 
     def _durable_failed(self, event: e.DurableFailed) -> None:
         """Nothing of the group was told. Accept nothing more until a probe reaches the disk."""
-        self.accepting.healthy = False
+        self.accepting.healthy = self.receiving.recording = False
         self._healing = False
         self._heal_due_ms = self.ctx.now_ms + HEAL_MS
         self.ctx.report(

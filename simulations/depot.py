@@ -151,8 +151,10 @@ class SimDepot:
         for place in self.disk.catalogue.places(digest):
             if self.store.stands(place):
                 return True
-            withdrawn(place)
-        return self.disk.inline(digest)
+            if self._remembered.get(place.path, place).digest == digest:
+                withdrawn(place)
+        recent = [place for place in self._remembered.values() if place.digest == digest]
+        return any(self.store.stands(place) for place in recent) or self.disk.inline(digest)
 
     # --- publication ---
 
@@ -191,7 +193,8 @@ class SimDepot:
             self.store.by_mate[there.digest] = self.node
             if aside not in self.store.files:
                 self.store.write(aside, there.digest, there.size, now_ms)
-            work.moved.append((path, self.store.place(aside, True)))
+            self._remembered[aside] = self.store.place(aside, True)
+            work.moved.append((path, self._remembered[aside]))
         self.store.write(path, record.digest, record.size, now_ms, synced_by=self.node)
         self._remembered[path] = self.store.place(path, private)
         self.staged.pop(record.digest, None)
@@ -201,8 +204,7 @@ class SimDepot:
         staged = self.staged.get(digest)
         if staged is not None and staged.complete:
             return True
-        places = self.disk.catalogue.places(digest)
-        return any(self.store.stands(place) for place in places) or self.disk.inline(digest)
+        return self.readable(digest, lambda place: None)
 
     def sync(self, work: Publishing, now_ms: int) -> tuple[list[tuple[Record, Place]], list[tuple[Record, str]]]:
         """The folders are synced: what was renamed is durable. A file that a user changed meanwhile is not ours."""
