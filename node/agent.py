@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -27,6 +28,7 @@ from node.issuer import Issuer, JoinServer, Standing
 from node.listener import Listener
 from node.metrics import Metrics
 from node.pending import PendingEntries
+from node.performer import Performer
 from node.refusals import RefusalLog
 from node.renewal import RenewalFailed, renew_certificate
 from node.sessions import Sessions
@@ -40,7 +42,6 @@ from protocol import effects as f
 from protocol import events as e
 from protocol.effects import Report
 from protocol.fleet import RESERVED_KIND, Fleet, split_address
-from protocol.messages import RowsMessage
 from protocol.replica import Replica
 from protocol.values import NodeId, Place
 from storage.depot import Depot
@@ -48,7 +49,6 @@ from storage.entries import EntryUnreadable, decode_entry
 from storage.files import FileLayer
 from storage.manifest import Manifest
 from storage.places import Lookups
-from storage.refusals import StoreError
 from storage.room import Room, RoomLimits, RoomState, disk_usage
 from storage.store import open_store
 from storage.wal import Wal
@@ -56,6 +56,7 @@ from storage.wal import Wal
 DISK_LOOK_SECONDS = 2.0  # between looks at the disk's room; a transfer's own reservation is exact at any time
 RENEWAL_LOOK_SECONDS = 3600.0  # certificates live 7 or 90 days and are renewed at two thirds
 DISK_THREADS = 4  # publishing, reserving and accepting at once; they wait for the disk, not for a core
+TICK_SECONDS_MAX = 60.0  # the core ticks each second; a minute without one is a hang, not a busy machine
 STOP_SECONDS = 2.0  # for threads and connections to end after the last flush
 
 T = TypeVar("T")
@@ -84,15 +85,14 @@ class Agent:
         self.metrics = Metrics()
         self.exit_report: f.Exit | None = None
         self.exited = asyncio.Event()
-        self._events: list[e.Event] = []
+        self._events: deque[e.Event] = deque()
         self._handling = False
-        self._timers: dict[str, asyncio.TimerHandle] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._answers: dict[int, asyncio.Future[f.Answer]] = {}
+        self.answers: dict[int, asyncio.Future[f.Answer]] = {}
+        self._dead: list[str] = []  # tasks that should run for ever and do not
+        self.ticked = self.started
+        self.performer = Performer(self)
         self._requests = 0
-        self._reservations: dict[tuple[NodeId, int], int] = {}  # (peer, transfer) → the depot's number
-        self._reservation = 0
-        self._streaming: set[NodeId] = set()
 
     # --- life ---
 
@@ -100,12 +100,13 @@ class Agent:
         """Recover, listen, watch. Raises the one-sentence errors of the layers below; call `stop` after those too."""
         await self._open_storage()
         self._make_core()
-        state = await self._in_thread(self.room.state)
+        state = await self.in_thread(self.room.state)
         self.post(e.Boot(self._recovered, self.manifest.last_hlc()))
         self._tell_room(state)  # before the first hello: a node that says it accepts nothing is passed over
         await self._open_network()
-        for work in (self.committer.run(), self._look_at_disk(), self._look_at_certificate()):
-            self._spawn(work)
+        self.spawn(self.committer.run(), for_ever="the group committer")
+        for work in (self._look_at_disk(), self._look_at_certificate()):
+            self.spawn(work, for_ever="upkeep")
         await self.intake.start()
 
     async def _open_storage(self) -> None:
@@ -116,14 +117,14 @@ class Agent:
         root.mkdir(parents=True, exist_ok=True)
         shared = bool(self.fleet.nfs_members(self.node))
         self.manifest = await Manifest.open(self.directory / "manifest.db", cluster=self.fleet.cluster, node=self.node)
-        self.store = await self._in_thread(open_store, root, self.node, files, shared)
+        self.store = await self.in_thread(open_store, root, self.node, files, shared)
         size_max = max(routing.wal_bytes_max, 4 * (1 << 20))
         segment = min(64 << 20, size_max // 4)
-        self.wal = await self._in_thread(
+        self.wal = await self.in_thread(
             lambda: Wal.open(self.directory / "wal", files, segment_bytes=segment, size_bytes_max=size_max)
         )
         self.pending = PendingEntries(self.wal)
-        self._recovered = await self._in_thread(self._recover)
+        self._recovered = await self.in_thread(self._recover)
         self.room = Room(RoomLimits.of(routing), lambda: disk_usage(files, root))
         self.depot = Depot(
             self.store,
@@ -141,7 +142,7 @@ class Agent:
             quick_check=quick_check,
             on_withdrawn=self._withdrawn_from_thread,
         )
-        freed = await self._in_thread(self.depot.sweep)
+        freed = await self.in_thread(self.depot.sweep)
         if freed:
             self.report(Report("info", "staging_swept", f"{freed} bytes of old transfers were removed from staging"))
 
@@ -226,7 +227,7 @@ class Agent:
             report=self.report,
             refusals=self.refusals,
         )
-        await self._load_revocations()
+        await self.load_revocations()
         await self.sessions.start()
         host, port = split_address(self.fleet.host(self.node).listen_address)
         await self.listener.start(host, port)
@@ -284,8 +285,7 @@ class Agent:
             if self.joins is not None:
                 await self.joins.stop()
             await self.web.stop()
-        for timer in self._timers.values():
-            timer.cancel()
+        self.performer.stop()
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -312,10 +312,31 @@ class Agent:
         self._handling = True
         try:
             while self._events:
-                for effect in self.replica.handle(self._events.pop(0), self.now_ms()):
-                    self._perform(effect)
+                self._handle(self._events.popleft())
         finally:
             self._handling = False
+
+    def _handle(self, event: e.Event) -> None:
+        """A fault in one event, or in performing one effect, is reported; the others still happen."""
+        try:
+            effects = self.replica.handle(event, self.now_ms())
+        except Exception as problem:
+            self._fault(f"the core failed at {type(event).__name__}", problem)
+            return
+        if isinstance(event, e.Timer):
+            self.ticked = time.monotonic()
+        for effect in effects:
+            try:
+                self.performer.perform(effect)
+            except Exception as problem:
+                self._fault(f"the effect {type(effect).__name__} was not performed", problem)
+
+    def _fault(self, what: str, problem: BaseException) -> None:
+        self.report(Report("error", "fault", f"{what}: {type(problem).__name__}: {problem}"))
+
+    def healthy(self) -> bool:
+        """What the watchdog asks: the loop turns, the core ticks, groups are committed, files are taken in."""
+        return time.monotonic() - self.ticked < TICK_SECONDS_MAX and not self._dead
 
     def _post_from_thread(self, event: e.Event) -> None:
         with suppress(RuntimeError):  # the loop has closed: the agent is gone
@@ -329,130 +350,13 @@ class Agent:
         """A new request number, and the future that its `Answer` resolves."""
         self._requests += 1
         future: asyncio.Future[f.Answer] = self.loop.create_future()
-        self._answers[self._requests] = future
+        self.answers[self._requests] = future
         return self._requests, future
 
     def forget(self, request: int) -> None:
         """Whoever asked is gone."""
-        if self._answers.pop(request, None) is not None:
+        if self.answers.pop(request, None) is not None:
             self.post(e.Cancel(request))
-
-    # --- effects ---
-
-    def _perform(self, effect: f.Effect) -> None:  # noqa: PLR0912 - one line for each effect there is
-        match effect:
-            case f.Log() | f.Commit():
-                self.committer.add(effect)
-            case f.Send():
-                self.sessions.send(effect.peer, effect.message)
-            case f.Release():
-                self.committer.release(effect.records)
-            case f.Answer():
-                self._answer(effect)
-            case f.Report():
-                self._heed(effect)
-            case f.SetTimer():
-                self._set_timer(effect)
-            case f.Upload():
-                self.transfers.upload(effect)
-            case f.Fetch():
-                self.transfers.fetch(effect)
-            case f.Dial():
-                self.sessions.dial(effect.peer, effect.address)
-            case f.Hangup():
-                self.sessions.hangup(effect.peer, effect.why)
-            case f.Exit():
-                self.exit_report = effect
-                self.exited.set()
-            case f.Unreserve():
-                self._unreserve(effect)
-            case f.Reserve():
-                self._spawn(self._reserve(effect))
-            case f.Publish():
-                self._spawn(self._publish(effect))
-            case f.Unlink():
-                self._spawn(self._unlink(effect.places))
-            case f.StreamRows():
-                self._spawn(self._stream_rows(effect.peer))
-            case f.Scan():
-                self._spawn(self._scan(effect))
-
-    def _answer(self, answer: f.Answer) -> None:
-        future = self._answers.pop(answer.request, None)
-        if future is not None and not future.done():
-            future.set_result(answer)
-
-    def _heed(self, report: f.Report) -> None:
-        self.report(report)
-        if report.event == "revoked":
-            self._spawn(self._load_revocations())
-
-    def _set_timer(self, effect: f.SetTimer) -> None:
-        old = self._timers.pop(effect.token, None)
-        if old is not None:
-            old.cancel()
-        delay = max(0, effect.at_ms - self.now_ms()) / 1000
-        self._timers[effect.token] = self.loop.call_later(delay, self._timer, effect.token)
-
-    def _timer(self, token: str) -> None:
-        self._timers.pop(token, None)
-        self.post(e.Timer(token))
-
-    async def _reserve(self, effect: f.Reserve) -> None:
-        self._reservation += 1
-        number = self._reservations[effect.peer, effect.transfer] = self._reservation
-        try:
-            answer = await self._in_thread(self.depot.reserve, number, effect.parcels)
-            missing, refused = answer.missing, answer.refused
-        except (StoreError, OSError) as problem:
-            missing, refused = ((),) * len(effect.parcels), (str(problem)[:400],) * len(effect.parcels)
-        if effect.peer != self.node:
-            taken = [index for index, why in enumerate(refused) if not why]
-            if taken:
-                parcels = [effect.parcels[index] for index in taken]
-                self.bulk.inbox.expect(effect.peer, effect.transfer, parcels, [missing[index] for index in taken])
-        self.post(e.Reserved(effect.peer, effect.transfer, missing, refused))
-
-    def _unreserve(self, effect: f.Unreserve) -> None:
-        number = self._reservations.pop((effect.peer, effect.transfer), None)
-        if effect.peer != self.node:
-            self.bulk.inbox.forget(effect.peer, effect.transfer)
-        if number is not None:
-            self._spawn(self._in_thread(self.depot.unreserve, number))
-
-    async def _publish(self, effect: f.Publish) -> None:
-        try:
-            outcome = await self._in_thread(self.depot.publish, effect.items)
-        except (StoreError, OSError) as problem:
-            failed = tuple((item.record, str(problem)[:400]) for item in effect.items)
-            self.post(e.Published(effect.op, (), failed))
-            return
-        for item in effect.items:
-            if item.path and any(
-                record.key == item.record.key and "local change" in why for record, why in outcome.failed
-            ):
-                self.intake.retry(item.record, item.path)
-        self.post(e.Published(effect.op, outcome.done, outcome.failed, outcome.moved))
-
-    async def _unlink(self, places: tuple[Place, ...]) -> None:
-        for sentence in await self._in_thread(self.depot.unlink, places):
-            self.report(Report("warning", "not_removed", sentence))
-
-    async def _stream_rows(self, peer: NodeId) -> None:
-        """Every committed row, in pages, as fast as the peer takes them; one stream to a peer at a time."""
-        if peer in self._streaming:
-            return
-        self._streaming.add(peer)
-        try:
-            async for rows in self.manifest.rows_pages():
-                if not await self.sessions.send_waiting(peer, RowsMessage(rows)):
-                    return
-        finally:
-            self._streaming.discard(peer)
-
-    async def _scan(self, effect: f.Scan) -> None:
-        page, last = await self.manifest.scan(effect.after, effect.limit)
-        self.post(e.Scanned(effect.op, tuple(page), last))
 
     # --- what threads tell ---
 
@@ -471,7 +375,7 @@ class Agent:
 
     async def _look_at_disk(self) -> None:
         while True:
-            self._tell_room(await self._in_thread(self.room.state))
+            self._tell_room(await self.in_thread(self.room.state))
             await asyncio.sleep(DISK_LOOK_SECONDS)
 
     def _tell_room(self, state: RoomState) -> None:
@@ -488,14 +392,14 @@ class Agent:
         issuers = [(name, host.dial_address) for name, host in sorted(self.fleet.hosts.items()) if host.issuer]
         known = [(name, address) for name, address in issuers if address and name != self.node]
         try:
-            identity = await self._in_thread(lambda: renew_certificate(self.contexts, known, now=time.time()))
+            identity = await self.in_thread(lambda: renew_certificate(self.contexts, known, now=time.time()))
         except RenewalFailed as problem:
             self.report(Report("error", "not_renewed", str(problem)))
             return str(problem)
         self.report(Report("info", "renewed", f"the certificate was renewed: {identity.facts}"))
         return ""
 
-    async def _load_revocations(self) -> None:
+    async def load_revocations(self) -> None:
         """Revocations are replicated records under our own kind; TLS reads this mapping at every handshake."""
         prefix = f"{RESERVED_KIND}/revoked/"
         for listed in await self.manifest.queries.list_artifacts(prefix + "*"):
@@ -512,7 +416,7 @@ class Agent:
         self.room.set_limits(RoomLimits.of(routing))
         self.throttle.set_rate(self.fleet.egress_bytes_per_second(self.node, self.env))
         self.post(e.FleetChanged(self.fleet))
-        self._spawn(self.intake.watch())
+        self.spawn(self.intake.watch())
 
     def _with_environment(self, fleet: Fleet) -> Fleet:
         """The environment overrides this node's routing alone."""
@@ -533,19 +437,23 @@ class Agent:
 
     # --- helpers ---
 
-    async def _in_thread(self, function: Callable[..., T], *arguments: object) -> T:
+    async def in_thread(self, function: Callable[..., T], *arguments: object) -> T:
         return await self.loop.run_in_executor(self.threads, lambda: function(*arguments))
 
-    def _spawn(self, work: Coroutine[Any, Any, object]) -> None:
+    def spawn(self, work: Coroutine[Any, Any, object], for_ever: str = "") -> None:
         task = self.loop.create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._ended)
+        task.add_done_callback(lambda ended: self._ended(ended, for_ever))
 
-    def _ended(self, task: asyncio.Task[Any]) -> None:
+    def _ended(self, task: asyncio.Task[Any], for_ever: str) -> None:
         self._tasks.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            problem = task.exception()
-            self.report(Report("error", "fault", f"a task of the agent failed: {type(problem).__name__}: {problem}"))
+        if task.cancelled():
+            return
+        problem = task.exception()
+        if problem is not None:
+            self._fault(f"{for_ever or 'a task of the agent'} failed", problem)
+        if for_ever:
+            self._dead.append(for_ever)
 
 
 def replace_host(fleet: Fleet, host: Any) -> Fleet:

@@ -19,8 +19,8 @@ from protocol.events import Durable, DurableFailed, Event
 from protocol.values import Record
 from storage.acceptance import INLINE_BYTES_MAX
 from storage.entries import encode_entry
-from storage.manifest import Manifest, ManifestFailed
-from storage.wal import Wal, WalFull
+from storage.manifest import Manifest
+from storage.wal import Wal
 
 PROMISED = 8  # entries that were told there is room and are not queued yet: two intake workers, four puts, a snapshot
 RECORD_BYTES = 512  # of an entry beside its content: a name of 100 characters makes 300; PROMISED covers longer ones
@@ -79,32 +79,33 @@ class GroupCommitter:
         logs = [effect for effect in group if isinstance(effect, Log)]
         batches = [effect.batch for effect in group if isinstance(effect, Commit) and effect.batch]
         ids: list[int] = []
+        refused: tuple[str, ...] = ()
         try:
             if logs or released:
                 ids = await asyncio.get_running_loop().run_in_executor(self._writer, self._write_logs, logs, released)
             if batches:
-                applied = await self.manifest.apply(batches)
-                self._report_poison(applied.quarantined)
-        except (OSError, WalFull, ManifestFailed) as problem:
+                refused = (await self.manifest.apply(batches)).quarantined
+        except asyncio.CancelledError:
+            raise
+        except Exception as problem:  # whatever it is: nothing of this group is durable, and the next one is tried
             self._fail(group, logs, ids, problem)
             return
-        finally:
-            self._under_way -= len(logs)
-            self._under_way_bytes -= sum(_entry_bytes(effect.entry) for effect in logs)
         self.groups += 1
         self.effects += len(group)
+        for sentence in refused:
+            self.on_poison(sentence)
         if group:
             self.post(Durable(group[-1].seq))
 
     def _write_logs(self, logs: list[Log], released: list[int]) -> list[int]:
-        """In the writer thread: append, sync, and only then let go of what was released."""
+        """In the writer thread: let go of what was released (it makes room), then append and sync."""
+        self._let_go(released)
         ids: list[int] = []
         if logs:
             ids = self.wal.append([encode_entry(effect.entry) for effect in logs])
             self.wal.sync()
             for effect, entry_id in zip(logs, ids, strict=True):
                 self.pending.add(effect.entry, entry_id)
-        self._let_go(released)
         return ids
 
     def _let_go(self, released: list[int]) -> None:
@@ -122,10 +123,6 @@ class GroupCommitter:
             self.release([effect.entry.record for effect in logs])
         if group:
             self.post(DurableFailed(group[0].seq, group[-1].seq, str(problem)))
-
-    def _report_poison(self, quarantined: tuple[str, ...]) -> None:
-        for sentence in quarantined:
-            self.on_poison(sentence)
 
     def on_poison(self, sentence: str) -> None:
         """Replaced by the agent: a row that cannot be stored is quarantined, the rest goes on."""

@@ -71,6 +71,7 @@ class Intake:
     running: set[str] = field(default_factory=set)
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
+    watching: asyncio.Lock = field(default_factory=asyncio.Lock)
     stopping: bool = False
     missing_due_seconds: float = 0.0
 
@@ -83,7 +84,11 @@ class Intake:
         await self.watch()
 
     async def watch(self) -> None:
-        """(Re)start the watcher with the kinds of the hosts file in force."""
+        """(Re)start the watcher with the kinds of the hosts file in force; twice at once means one after the other."""
+        async with self.watching:
+            await self._watch()
+
+    async def _watch(self) -> None:
         if self.watcher is not None:
             await self.watcher.stop()
         fleet = self.fleet()
@@ -193,6 +198,9 @@ class Intake:
             self.running.add(path)
             try:
                 await self._accept(found)
+            except Exception as problem:  # one file that nobody expected must not end the taking in of all others
+                self.report(Report("error", "fault", f"{path} was not accepted: {type(problem).__name__}: {problem}"))
+                self._again(found, 30 * RETRY_SECONDS)
             finally:
                 self.running.discard(path)
 
@@ -304,8 +312,10 @@ class Intake:
             if taken is not None:
                 known = database.live or self.manifest.scanned()
                 self._put(self._name_of(database), taken, known, (("snapshot", "sqlite"),))
-        except (SnapshotError, StoreError, NameRefused) as problem:
-            self.report(Report("warning", "snapshot_failed", f"{database.path}: {problem}"))
+        except Exception as problem:  # a database that cannot be copied must not end the snapshots of the others
+            known = isinstance(problem, SnapshotError | StoreError | NameRefused)
+            why = f"{problem}" if known else f"{type(problem).__name__}: {problem}"
+            self.report(Report("warning", "snapshot_failed", f"{database.path}: {why}"))
             database.wanted = True
         finally:
             self.running.discard(database.path)

@@ -7,8 +7,9 @@ from collections.abc import Iterable
 
 from protocol.effects import Entry, Inline
 from protocol.values import Digest, Record, RecordKey
-from storage.entries import decode_entry
-from storage.wal import Wal
+from storage.entries import EntryUnreadable, decode_entry
+from storage.refusals import StorageFailed
+from storage.wal import Wal, WalDamaged, WalEntryNotLive
 
 
 class PendingEntries:
@@ -18,13 +19,13 @@ class PendingEntries:
         self.wal = wal
         self._lock = threading.Lock()
         self._ids: dict[RecordKey, int] = {}
-        self._inline: dict[Digest, int] = {}
+        self._inline: dict[Digest, dict[int, None]] = {}  # names may share bytes: any live entry will do
 
     def add(self, entry: Entry, entry_id: int) -> None:
         with self._lock:
             self._ids[entry.record.key] = entry_id
             if isinstance(entry.source, Inline):
-                self._inline[entry.record.digest] = entry_id
+                self._inline.setdefault(entry.record.digest, {})[entry_id] = None
 
     def forget(self, records: Iterable[Record]) -> list[int]:
         """Forget these records; returns the ids of their entries."""
@@ -34,18 +35,34 @@ class PendingEntries:
                 entry_id = self._ids.pop(record.key, None)
                 if entry_id is not None:
                     ids.append(entry_id)
-                    if self._inline.get(record.digest) == entry_id:
-                        del self._inline[record.digest]
+                    self._forget_inline(record.digest, entry_id)
         return ids
 
     def content(self, digest: Digest) -> bytes | None:
-        """The bytes of an artifact that stand in the WAL, or None."""
+        """The bytes of an artifact that stand in the WAL, or None. Raises StorageFailed when they are damaged there."""
         with self._lock:
-            entry_id = self._inline.get(digest)
-        if entry_id is None:
-            return None
-        source = decode_entry(self.wal.read(entry_id)).source
-        return source.content if isinstance(source, Inline) else None
+            ids = list(self._inline.get(digest, ()))
+        trouble = ""
+        for entry_id in ids:
+            try:
+                source = decode_entry(self.wal.read(entry_id)).source
+            except WalEntryNotLive:
+                continue  # released since
+            except (WalDamaged, EntryUnreadable) as problem:
+                trouble = str(problem)
+                continue
+            if isinstance(source, Inline):
+                return source.content
+        if trouble:
+            raise StorageFailed(f"the log entry of {digest.hex()[:12]} cannot be read: {trouble}")
+        return None
+
+    def _forget_inline(self, digest: Digest, entry_id: int) -> None:
+        ids = self._inline.get(digest)
+        if ids is not None:
+            ids.pop(entry_id, None)
+            if not ids:
+                del self._inline[digest]
 
     def __len__(self) -> int:
         return len(self._ids)

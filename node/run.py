@@ -139,7 +139,7 @@ class _Process:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop)
         loop.add_signal_handler(signal.SIGHUP, self._reload)
-        watchdog = asyncio.create_task(self.notifier.keep_watchdog(lambda: True))
+        watchdog = asyncio.create_task(self.notifier.keep_watchdog(self.agent.healthy))
         agent = self.agent
         self.notifier.ready(f"{agent.node} of {agent.fleet.cluster}")
         self.report(
