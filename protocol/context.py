@@ -193,6 +193,10 @@ class Context:
             return self.knows_record(record)  # the list may be cut
         return any(version.key == record.key and version.state >= record.state for version in versions)
 
+    def under_way(self, record: Record) -> bool:
+        """Whether a commit of this record was started and not answered yet."""
+        return record.key in self._records.get(record.name, {})
+
     def knows_record(self, record: Record) -> bool:
         """Whether this record (in this state) is committed or on its way."""
         ours = self._records.get(record.name, {}).get(record.key) or self.catalogue.record(record.key)

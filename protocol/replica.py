@@ -368,7 +368,9 @@ class Replica:
 
     def _examine(self, record: Record) -> None:
         """One committed record: is it owed, wanted here, or left with too few copies by a dead origin?"""
-        if record.state is not State.LIVE or record.kind == RESERVED_KIND or self.retention.beyond(record):
+        if record.state is not State.LIVE or record.kind == RESERVED_KIND:
+            return
+        if self.retention.has_dropped(record) or self.retention.beyond(record):
             return
         if record.key in self.debts.open or self.debts.enough(record, 0, 0):
             self.receiving.consider(record)

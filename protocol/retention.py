@@ -13,7 +13,7 @@ from protocol.context import Context
 from protocol.debts import Debts
 from protocol.effects import Release, Unlink
 from protocol.fleet import RESERVED_KIND
-from protocol.values import Batch, Digest, Place, Record, Rows, State
+from protocol.values import Batch, Digest, Place, Record, RecordKey, Rows, State
 
 TOMBSTONE_MS = 120 * 24 * 3600 * 1000  # tombstones outlive every certificate (at most 90 days)
 NAMES_PER_TICK = 500  # names looked at each second: the rest waits a second longer
@@ -27,6 +27,7 @@ class Retention:
         self.debts = debts
         self.tell = tell
         self._names: dict[str, None] = {}
+        self._dropping: dict[RecordKey, None] = {}  # their drop is on its way to the disk
 
     def committed(self, record: Record) -> None:
         """A record was committed: its name may now have a version too many."""
@@ -40,11 +41,16 @@ class Retention:
             return False
         return any(v.key == record.key for v in self._to_drop([*versions, record]))
 
+    def has_dropped(self, record: Record) -> bool:
+        """Whether a record that was read a while ago has been dropped since, or is about to be."""
+        return record.key in self._dropping or not self.ctx.knows_record(record)
+
     def tick(self) -> None:
         for name in list(self._names)[:NAMES_PER_TICK]:
             del self._names[name]
             versions = list(self.ctx.catalogue.versions(name))
-            drops = self._to_drop(versions)
+            # A version may stand in the manifest before its `Durable` was handled: what follows from it comes first.
+            drops = [version for version in self._to_drop(versions) if not self.ctx.under_way(version)]
             if drops:
                 self._drop(drops, versions)
             if self._may_drop_later(name, len(versions) - len(drops)):
@@ -75,7 +81,7 @@ class Retention:
         return ranked[keep:]
 
     def _drop(self, drops: list[Record], versions: list[Record]) -> None:
-        dropped = {record.key for record in drops}
+        dropped = {record.key: None for record in drops}
         gone: list[Place] = []
         digests: list[Digest] = []
         for digest in dict.fromkeys(record.digest for record in drops if record.state is State.LIVE):
@@ -87,9 +93,20 @@ class Retention:
         rows = Rows(holdings=withdrawn)
         removable = tuple(place for place in gone if place.private or self._published_by_us(place, versions))
 
+        def ended() -> None:
+            for key in dropped:
+                self._dropping.pop(key, None)
+
         def done() -> None:
+            ended()
             self.tell(rows)
             self.ctx.emit(Unlink(self.ctx.still_unneeded(removable)))
+
+        def failed(error: str) -> None:
+            ended()
+            self.ctx.report("error", "commit_failed", f"older versions are not dropped yet: {error}")
+            for record in drops:
+                self.committed(record)
 
         for record in drops:
             if self.debts.drop(record.key) is not None:
@@ -97,7 +114,8 @@ class Retention:
         self.ctx.emit(Release(tuple(r for r in drops if r.origin == self.ctx.node)))
         # A named file that stays where it is stays known too: taken for a new one, it would outrank what replaced it.
         forget = tuple(place.path for place in removable)
-        self.ctx.commit(Batch(rows, forget_records=tuple(r.key for r in drops), forget_places=forget), done)
+        self._dropping |= dict.fromkeys(dropped)
+        self.ctx.commit(Batch(rows, forget_records=tuple(dropped), forget_places=forget), done, failed)
 
     def _own_statement(self, digest: Digest) -> bool:
         return any(h.node == self.ctx.node for h in self.ctx.catalogue.holdings(digest))

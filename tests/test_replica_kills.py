@@ -1,0 +1,50 @@
+"""What `tests/kills.py` found in the core, each told as the events that led to it."""
+
+from protocol import effects as f
+from protocol import events as e
+from protocol.replica import SWEEP_FIRST_MS
+from tests.replicas import Bench, holding, only
+
+NAME = "checkpoint/checkpoints/step-5"
+
+
+def owed(bench: Bench) -> set[int]:
+    """The stamps of the versions that are at risk at this node."""
+    return {debt.record.hlc for debt in bench.replica.debts.own_open()}
+
+
+def kept(bench: Bench) -> set[int]:
+    return {version.hlc for version in bench.catalogue.versions(NAME)}
+
+
+def test_a_version_is_not_dropped_between_its_row_and_the_news_of_it() -> None:
+    """The manifest has a row before `Durable` is handled. Dropped in between, it would be owed to others for ever."""
+    alpha = Bench().boot().connect("beta", "gamma")
+    alpha.has(holding("beta", 5), holding("gamma", 5))  # under another name: the last version is durable at once
+    alpha.accepted(NAME, 9)
+    commits = [effect for number in range(1, 6) for effect in only(alpha.handle(alpha.put(NAME, number)), f.Commit)]
+    alpha.catalogue.apply([commit.batch for commit in commits])
+    alpha.handle(e.Timer("tick"))
+    alpha.settle()
+    assert owed(alpha) <= kept(alpha)
+
+
+def test_a_version_that_a_sweep_read_before_it_was_dropped_is_not_owed_afterwards() -> None:
+    alpha = Bench().boot().connect("beta", "gamma")
+    versions = [alpha.accepted(NAME, number) for number in range(1, 5)]
+    (scan,) = only(alpha.tick(SWEEP_FIRST_MS), f.Scan)
+    page = [(version, ()) for version in versions]
+    for peer in ("beta", "gamma"):
+        alpha.receipt(peer, versions[-1])
+    dropped = drop_under_way(alpha)
+    assert [version.hlc for version in versions if version.hlc in dropped] == [versions[0].hlc]
+    alpha.handle(alpha.put(NAME, 7))  # and now the newest is not durable: the rule alone would not drop the first
+    alpha.handle(e.Scanned(scan.op, tuple(page), last=True))
+    alpha.settle()
+    assert owed(alpha) <= kept(alpha)
+
+
+def drop_under_way(bench: Bench) -> set[int]:
+    """A tick that begins to drop versions, and nothing of it on the disk yet."""
+    commits = only(bench.handle(e.Timer("tick")), f.Commit)
+    return {key.hlc for commit in commits for key in commit.batch.forget_records}
