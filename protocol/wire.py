@@ -257,19 +257,28 @@ _TABLE: dict[int, tuple[type, int, Pack, Unpack]] = {
     5: (
         m.Take,
         3,
-        lambda x: [x.transfer, list(x.refused), [_pack_stripes(s) for s in x.missing]],
+        lambda x: [x.transfer, [_clip(why) for why in x.refused], [_pack_stripes(s) for s in x.missing]],
         _unpack_take,
     ),
     6: (
         m.Receipt,
         3,
-        lambda x: [x.transfer, [pack_holding(h) for h in x.holdings], [list(f) for f in x.failed]],
+        lambda x: [
+            x.transfer,
+            [pack_holding(h) for h in x.holdings],
+            [[digest, _clip(why)] for digest, why in x.failed],
+        ],
         _unpack_receipt,
     ),
     7: (m.Ask, 2, lambda x: [x.transfer, list(x.digests)], _unpack_ask),
-    8: (m.Goodbye, 1, lambda x: [x.why], lambda f: m.Goodbye(_text(f[0], SENTENCE_CHARS_MAX, "reason"))),
+    8: (m.Goodbye, 1, lambda x: [_clip(x.why)], lambda f: m.Goodbye(_text(f[0], SENTENCE_CHARS_MAX, "reason"))),
 }
 _NUMBERS = {row[0]: number for number, row in _TABLE.items()}
+
+
+def _clip(sentence: str) -> str:
+    """A reason as long as the other side takes it: a name of 1,024 bytes in it must not make the message unreadable."""
+    return sentence if len(sentence) <= SENTENCE_CHARS_MAX else sentence[: SENTENCE_CHARS_MAX - 1] + "…"
 
 
 def encode(message: m.Message) -> bytes:

@@ -536,3 +536,14 @@ def test_rows_can_be_packed_one_by_one(record: Record, holding: Holding, member:
     assert wire.unpack_record(msgpack.unpackb(msgpack.packb(wire.pack_record(record)))) == record
     assert wire.unpack_holding(msgpack.unpackb(msgpack.packb(wire.pack_holding(holding)))) == holding
     assert wire.unpack_member(msgpack.unpackb(msgpack.packb(wire.pack_member(member)))) == member
+
+
+def test_a_reason_longer_than_the_bound_is_clipped_by_its_sender() -> None:
+    """A name of 1,024 bytes quoted in a reason would make the message unreadable, and its sender banned."""
+    long = "x" * 2_000
+    for message in (
+        m.Take(1, (long,), ((),)),
+        m.Receipt(1, (), ((bytes(32), long),)),
+        m.Goodbye(long),
+    ):
+        assert wire.decode(wire.encode(message)) != message
