@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -158,7 +158,7 @@ class Intake:
 
     async def _withdraw_if_missing(self, places: list[Place]) -> None:
         loop = asyncio.get_running_loop()
-        missing = await loop.run_in_executor(self.threads, _missing, self.root, places)
+        missing = await loop.run_in_executor(self.threads, self.depot.missing, places)
         for place in missing:
             self.post(Withdrawn(place, f"{place.path} was deleted or moved by a user"))
 
@@ -346,8 +346,3 @@ class Intake:
         taken = self.depot.accept_draft(draft)
         database.digest = taken.digest
         return taken
-
-
-def _missing(root: Path, places: Sequence[Place]) -> list[Place]:
-    """The places whose file is not there; one that merely changed is the watcher's to report."""
-    return [place for place in places if not os.path.lexists(root / place.path)]

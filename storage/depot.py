@@ -127,6 +127,16 @@ class Depot:
         """Whether the file at this path, in this state, is one we published or accepted: a scan lets it be."""
         return self._places.knows(relpath, stamp)
 
+    def missing(self, places: Sequence[Place]) -> list[Place]:
+        """The places whose file was deleted or moved; none while the disk is away or fails, for that deletes nothing.
+
+        The store is looked for before and after, since a mount may go or come back while the files are looked for.
+        """
+        if not self.store.present(self._files):
+            return []
+        gone = [place for place in places if self._is_gone(place)]
+        return gone if gone and self.store.present(self._files) else []
+
     def verify(self, place: Place) -> str:
         """Hash a place again. "" when it is what it says, else what is wrong in a sentence (and it is withdrawn)."""
         try:
@@ -286,15 +296,29 @@ class Depot:
         try:
             fd, status = open_below(self._files, self.store.root, place.path)
         except (FileGone, PathRefused) as error:
-            self._withdraw(place, str(error))
+            self._withdraw_if_present(place, str(error))
             return None
         except StorageFailed:
             return None  # it may well be readable again: nothing is withdrawn for a passing failure
         if stamp_of(status) == place_stamp(place):
             return FileBlob(self._files, fd, place, self._withdraw)
         self._files.close(fd)
-        self._withdraw(place, f"{place.path} was changed after it was accepted")
+        self._withdraw_if_present(place, f"{place.path} was changed after it was accepted")
         return None
+
+    def _is_gone(self, place: Place) -> bool:
+        try:
+            self._files.lstat(self.store.root / place.path)
+        except (FileNotFoundError, NotADirectoryError):
+            return True
+        except OSError:
+            return False  # an input/output error or a stale handle: the file may well be there
+        return False
+
+    def _withdraw_if_present(self, place: Place, why: str) -> None:
+        """A root that is missing, or an empty mount point, is a mount that is away: its files come back with it."""
+        if self.store.present(self._files):
+            self._withdraw(place, why)
 
     def _withdraw(self, place: Place, why: str) -> None:
         if self._places.at(place.path) == place:

@@ -51,6 +51,13 @@ class Store:
         suffix = f".{self.node}" if self.shared else ""
         return f"{OWN_FOLDER}/versions/{digest.hex()}{suffix}"
 
+    def present(self, files: FileLayer) -> bool:
+        """Whether the root still shows this very store. A mount that is away, or fails, says nothing of its files."""
+        try:
+            return _read_id(files, self.own / "store") == self.uuid
+        except (OSError, StoreRefused):
+            return False
+
 
 def open_store(root: Path, node: NodeId, files: FileLayer, shared: bool = False) -> Store:
     """Open or create the store of a root. Raises StoreRefused with a sentence that says what to do."""
