@@ -70,7 +70,7 @@ class Replica:
             e.Declare: self.accepting.declare,
             e.Await: self.accepting.await_copies,
             e.Want: self._want,
-            e.Cancel: lambda event: self.debts.cancel(event.request),
+            e.Cancel: lambda event: self.accepting.cancel(event.request),
             e.Durable: lambda event: self._durable(event.upto),
             e.DurableFailed: self._durable_failed,
             e.SessionUp: self._session_up,
@@ -240,16 +240,20 @@ class Replica:
         return kind is not None and kind.snapshot is not None
 
     def _forget(self, private: tuple[Place, ...]) -> None:
-        """Drop private copies, unless another artifact at risk here has the same bytes."""
-        places = tuple(place for place in private if not self.debts.of(place.digest))
+        """Drop private copies, unless they are needed after all."""
+        places = tuple(place for place in private if not self._protects(place))
         if places:
             batch = Batch(forget_places=tuple(place.path for place in places))
             self.ctx.commit(batch, lambda: self._remove_private(places))
 
     def _remove_private(self, places: tuple[Place, ...]) -> None:
-        """What has come to be needed meanwhile stays: bytes put once more, or the file beside making room just now."""
-        stay = [place for place in places if self.debts.of(place.digest) or self.receiving.is_moving(place.digest)]
-        self.ctx.emit(Unlink(tuple(place for place in places if place not in stay)))
+        """A copy that has come to be needed meanwhile, or that the manifest knows again, stays."""
+        gone = [p for p in places if not self._protects(p) and self.ctx.catalogue.place(p.path) is None]
+        self.ctx.emit(Unlink(tuple(gone)))
+
+    def _protects(self, private: Place) -> bool:
+        """Whether an artifact at risk here has these bytes, or the file beside is just now making room for a newer."""
+        return bool(self.debts.of(private.digest)) or self.receiving.is_moving(private.digest)
 
     def _own_published(self, record: Record) -> None:
         """The final path stands (or cannot be had): what protected the bytes until now is no longer needed."""
