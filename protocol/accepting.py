@@ -33,6 +33,7 @@ class Accepting:
         self.room = True  # the local disk has room to accept
         self.healthy = True  # the last group commit reached the disk
         self.stopping = False
+        self._will_wait: set[int] = set()  # requests that wait for copies once their put is durable
 
     # --- puts ---
 
@@ -41,6 +42,8 @@ class Accepting:
         if refusal:
             self._refuse(put.request, refusal)
             return
+        if put.request and put.wait_copies:
+            self._will_wait.add(put.request)
         versions = self.ctx.versions(put.name)
         current = versions[0] if versions else None
         if current is not None and current.digest == put.digest and self._kept_already(put, current):
@@ -154,13 +157,21 @@ class Accepting:
         if not put.request:
             return
         if put.wait_copies:
-            self.debts.wait(Wait(put.request, record, put.wait_copies, put.wait_domains, put.deadline_ms))
+            if put.request in self._will_wait:
+                self._will_wait.remove(put.request)
+                self.debts.wait(Wait(put.request, record, put.wait_copies, put.wait_domains, put.deadline_ms))
         else:
             debt = self.debts.open.get(record.key)
             receipts = debt.receipts if debt else self.debts.receipts(record)
             self.ctx.emit(Answer(put.request, "", record, copies=len(receipts)))
 
+    def cancel(self, request: int) -> None:
+        """Whoever asked is gone: there is nobody to wait, whether the put is durable by now or not."""
+        self._will_wait.discard(request)
+        self.debts.cancel(request)
+
     def _refuse(self, request: int, why: str) -> None:
+        self._will_wait.discard(request)
         if request:
             self.ctx.emit(Answer(request, why))
         else:
