@@ -16,6 +16,7 @@ KIND_PATTERN = re.compile(r"[a-z][a-z0-9_-]{0,31}")
 OWN_FOLDER = ".spore"  # below every root: store UUID, staging, versions
 PEERS_FOLDER = "peers"  # below every root: what other nodes wrote under their own names
 NOT_PARTS = frozenset(("", ".", ".."))  # what a file system would read as something else than a name
+SQLITE_SIDECARS = ("-wal", "-shm", "-journal")  # SQLite plays one of these into the database it lies beside
 RESERVED_KIND = "spore"  # our own records, for example revocations
 
 
@@ -109,7 +110,8 @@ def check_publishable(name: str, origin: str, per_node: bool) -> None:
 
 
 def _publication_problem(name: str, origin: str, per_node: bool) -> str:
-    """Per-node names carry their origin, leave room for `peers/<origin>/`, and no path lies in a folder of ours."""
+    """Per-node names carry their origin and leave room for `peers/<origin>/`; no path lies in a folder of ours, and
+    none is a sidecar: a crafted `live.db-wal` beside a user's database would be replayed into it."""
     path = name.partition("/")[2]
     if per_node:
         writer, _, path = path.partition("/")
@@ -117,5 +119,7 @@ def _publication_problem(name: str, origin: str, per_node: bool) -> str:
             return f"it must carry the node that wrote it, as in game/{origin}/first.db"
         if len(f"{PEERS_FOLDER}/{origin}/{path}".encode()) > NAME_BYTES_MAX:
             return f"below {PEERS_FOLDER}/{origin}/ it would have more than {NAME_BYTES_MAX} bytes; shorten it"
+    if path.lower().endswith(SQLITE_SIDECARS):  # lower: some file systems do not tell the cases apart
+        return "SQLite would play it into a database of that name; rename it so that it ends in something else"
     first = path.partition("/")[0]
     return f"{first}/ is spore's own folder" if first in (OWN_FOLDER, PEERS_FOLDER) else ""

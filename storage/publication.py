@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from protocol.effects import Publication
-from protocol.names import OWN_FOLDER
+from protocol.names import OWN_FOLDER, SQLITE_SIDECARS
 from protocol.values import Place, Record
 from storage.acceptance import MODE_MASK
 from storage.blobs import Blob, FileBlob, whole
@@ -44,7 +44,6 @@ from storage.store import Store
 
 LOCAL_CHANGE = "local change"  # the reason of a publication that waits until the user's file was accepted
 SYNC_EACH_MAX = 8  # up to this many files are synced one by one; above, one syncfs is cheaper even on a busy disk
-SQLITE_SIDECARS = ("-wal", "-shm", "-journal")  # beside one of these lies a live database: it is never replaced
 SNAPSHOT_MARK = ("snapshot", "sqlite")  # in a record's meta: the bytes are a database and must pass its check
 
 _READ = os.O_RDONLY | os.O_NOFOLLOW
@@ -214,6 +213,7 @@ class Publisher:
             job.older = known
 
     def _has_sidecars(self, target: Path) -> bool:
+        """Beside a sidecar lies a live database, which is never replaced."""
         beside = (target.with_name(target.name + suffix) for suffix in SQLITE_SIDECARS)
         return any(entry_status(self._files, path) for path in beside)
 

@@ -190,6 +190,22 @@ def test_a_cluster_wide_name_in_a_folder_of_ours_is_not_publishable(name: str) -
     assert not publishable(name, "alpha", per_node=False)
 
 
+@pytest.mark.parametrize("path", ["live.db-wal", "games/live.db-shm", "games/live.db-journal", "a/LIVE.DB-WAL", "-wal"])
+@pytest.mark.parametrize("per_node", [True, False])
+def test_a_name_that_sqlite_would_play_into_a_database_is_refused(path: str, per_node: bool) -> None:
+    with pytest.raises(NameRefused, match="rename it"):
+        name_of("game", path, "alpha", per_node)
+    name = f"game/alpha/{path}" if per_node else f"game/{path}"
+    assert not publishable(name, "alpha", per_node)
+    with pytest.raises(NameRefused):
+        publication_path(name, "alpha", "beta", per_node)
+
+
+@pytest.mark.parametrize("path", ["live.db", "live.db-walk", "training-journal/monday.md", "journal", "wal/x"])
+def test_a_name_that_only_resembles_a_sidecar_passes(path: str) -> None:
+    assert publication_path(name_of("model", path, "alpha", False), "alpha", "beta", False) == path
+
+
 def test_a_per_node_name_leaves_room_for_the_folder_of_its_origin() -> None:
     """`peers` is longer than `game`: a name that just passes would be too long a path on every other node."""
     longest = "/".join(["x" * 200] * 5) + "y" * 9
