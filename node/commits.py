@@ -90,6 +90,9 @@ class GroupCommitter:
         except Exception as problem:  # whatever it is: nothing of this group is durable, and the next one is tried
             self._fail(group, logs, ids, problem)
             return
+        finally:
+            self._under_way -= len(logs)
+            self._under_way_bytes -= sum(_entry_bytes(effect.entry) for effect in logs)
         self.groups += 1
         self.effects += len(group)
         for sentence in refused:
