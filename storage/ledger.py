@@ -1,42 +1,52 @@
 """What the manifest counts while rows change: the fold, the totals per kind, our own highest stamp.
 
-Temporary triggers on the one writing connection call the ledger for every row that really changes, inside the
-statement that changes it. Whatever the replacement rules let through is counted, nothing else is, and a rollback
-takes the counts with it, because each transaction starts from the counts that are committed.
+Temporary triggers on the one writing connection note every row that really changes in a temporary table, inside the
+statement that changes it. Whatever the replacement rules let through is counted, nothing else is, and a rollback,
+also of a savepoint, takes the notes with it. Before the commit they are read, as one value, and added up.
 
 Rejected: reading the old rows before each batch. That is a second statement of the same rules, and it has
-to know what earlier rows of the same batch did.
+to know what earlier rows of the same batch did. Calling Python from the triggers: beside busy threads every call waits
+for the interpreter, several times a row.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
 from dataclasses import dataclass, field
 
 from protocol.fingerprints import cluster_key, fingerprint_of_holding, fingerprint_of_record
 from protocol.values import Digest, NodeId, State
 
-TRIGGERS = (
-    """CREATE TEMP TRIGGER record_added AFTER INSERT ON main.records BEGIN
-    SELECT ledger_record(1, new.name, new.hlc, new.origin, new.digest, new.state, new.size); END""",
-    """CREATE TEMP TRIGGER record_changed AFTER UPDATE ON main.records BEGIN
-    SELECT ledger_record(-1, old.name, old.hlc, old.origin, old.digest, old.state, old.size);
-    SELECT ledger_record(1, new.name, new.hlc, new.origin, new.digest, new.state, new.size); END""",
-    """CREATE TEMP TRIGGER record_dropped AFTER DELETE ON main.records BEGIN
-    SELECT ledger_record(-1, old.name, old.hlc, old.origin, old.digest, old.state, old.size); END""",
-    """CREATE TEMP TRIGGER holding_added AFTER INSERT ON main.holdings BEGIN
-    SELECT ledger_holding(new.present, new.digest, new.node, new.store, new.seq); END""",
-    """CREATE TEMP TRIGGER holding_changed AFTER UPDATE ON main.holdings BEGIN
-    SELECT ledger_holding(new.present - old.present, new.digest, new.node, new.store, new.seq); END""",
-    """CREATE TEMP TRIGGER member_added AFTER INSERT ON main.members BEGIN
-    SELECT ledger_stamp(new.node, new.seq); END""",
-    """CREATE TEMP TRIGGER member_changed AFTER UPDATE ON main.members BEGIN
-    SELECT ledger_stamp(new.node, new.seq); END""",
-    """CREATE TEMP TRIGGER place_changed AFTER UPDATE ON main.places WHEN old.digest <> new.digest BEGIN
-    SELECT ledger_loose(old.digest); END""",
-    """CREATE TEMP TRIGGER place_dropped AFTER DELETE ON main.places BEGIN
-    SELECT ledger_loose(old.digest); END""",
+# what: 1 a record, 2 a holding, 3 a stamp, 4 a digest whose chunk list may be unneeded
+_NOTE = "INSERT INTO noted VALUES"
+SCHEMA = (
+    "CREATE TEMP TABLE noted (what INTEGER, sign INTEGER, name TEXT, stamp INTEGER, node TEXT, digest BLOB, "
+    "store BLOB, state INTEGER, size INTEGER)",
+    f"""CREATE TEMP TRIGGER record_added AFTER INSERT ON main.records BEGIN
+    {_NOTE} (1, 1, new.name, new.hlc, new.origin, new.digest, x'', new.state, new.size); END""",
+    f"""CREATE TEMP TRIGGER record_changed AFTER UPDATE ON main.records BEGIN
+    {_NOTE} (1, -1, old.name, old.hlc, old.origin, old.digest, x'', old.state, old.size);
+    {_NOTE} (1, 1, new.name, new.hlc, new.origin, new.digest, x'', new.state, new.size); END""",
+    f"""CREATE TEMP TRIGGER record_dropped AFTER DELETE ON main.records BEGIN
+    {_NOTE} (1, -1, old.name, old.hlc, old.origin, old.digest, x'', old.state, old.size); END""",
+    f"""CREATE TEMP TRIGGER holding_added AFTER INSERT ON main.holdings BEGIN
+    {_NOTE} (2, new.present, '', new.seq, new.node, new.digest, new.store, 0, 0); END""",
+    f"""CREATE TEMP TRIGGER holding_changed AFTER UPDATE ON main.holdings BEGIN
+    {_NOTE} (2, new.present - old.present, '', new.seq, new.node, new.digest, new.store, 0, 0); END""",
+    f"""CREATE TEMP TRIGGER member_added AFTER INSERT ON main.members BEGIN
+    {_NOTE} (3, 0, '', new.seq, new.node, x'', x'', 0, 0); END""",
+    f"""CREATE TEMP TRIGGER member_changed AFTER UPDATE ON main.members BEGIN
+    {_NOTE} (3, 0, '', new.seq, new.node, x'', x'', 0, 0); END""",
+    f"""CREATE TEMP TRIGGER place_changed AFTER UPDATE ON main.places WHEN old.digest <> new.digest BEGIN
+    {_NOTE} (4, 0, '', 0, '', old.digest, x'', 0, 0); END""",
+    f"""CREATE TEMP TRIGGER place_dropped AFTER DELETE ON main.places BEGIN
+    {_NOTE} (4, 0, '', 0, '', old.digest, x'', 0, 0); END""",
 )
+READ_NOTES = (  # one row, however many notes: SQLite gives up the interpreter once
+    "SELECT json_group_array(json_array(what, sign, name, stamp, node, hex(digest), hex(store), state, size)) "
+    "FROM noted"
+)
+CLEAR_NOTES = "DELETE FROM noted"
 
 
 _LIVE = int(State.LIVE)  # compared a million times in a rebuild
@@ -44,7 +54,7 @@ _LIVE = int(State.LIVE)  # compared a million times in a rebuild
 
 @dataclass(slots=True)
 class Counts:
-    """What one transaction has counted so far; copied at a savepoint, put back when it is rolled back."""
+    """What one transaction has counted."""
 
     rows: int
     combined: int  # exclusive-or of fingerprints
@@ -52,30 +62,30 @@ class Counts:
     kinds: dict[str, tuple[int, int]] = field(default_factory=dict)  # change of (live records, bytes)
     loose: dict[Digest, None] = field(default_factory=dict)  # digests whose chunk list may now be unneeded
 
-    def copy(self) -> Counts:
-        return Counts(self.rows, self.combined, self.last_hlc, dict(self.kinds), dict(self.loose))
-
 
 class Ledger:
-    """Called by SQLite, in the writer's thread, while a statement runs; read by the manifest between statements."""
+    """Adds up the notes of one transaction at a time, for the writer."""
 
     def __init__(self, cluster: str, node: NodeId) -> None:
         self._key = cluster_key(cluster)
         self._node = node
         self.counts = Counts(0, 0, 0)
 
-    def functions(self) -> tuple[tuple[str, int, Callable[..., None]], ...]:
-        """(name, count of arguments, function) of what the triggers call."""
-        return (
-            ("ledger_record", 7, self._record),
-            ("ledger_holding", 5, self._holding),
-            ("ledger_stamp", 2, self._stamp),
-            ("ledger_loose", 1, self._loose),
-        )
-
     def begin(self, fold: tuple[int, int], last_hlc: int) -> None:
         """A transaction starts; these are the committed counts."""
         self.counts = Counts(fold[0], fold[1], last_hlc)
+
+    def add(self, notes: str) -> None:
+        """Count what the transaction has changed; `notes` is the one value of `READ_NOTES`."""
+        for what, sign, name, stamp, node, digest, store, state, size in json.loads(notes):
+            if what == 1:
+                self._record(sign, name, stamp, node, bytes.fromhex(digest), state, size)
+            elif what == 2:
+                self._holding(sign, bytes.fromhex(digest), node, bytes.fromhex(store), stamp)
+            elif what == 3:
+                self._stamp(node, stamp)
+            else:
+                self.counts.loose[bytes.fromhex(digest)] = None
 
     def _record(self, sign: int, name: str, hlc: int, origin: str, digest: bytes, state: int, size: int) -> None:
         counts = self.counts
@@ -99,6 +109,3 @@ class Ledger:
     def _stamp(self, node: str, hlc: int) -> None:
         if node == self._node:
             self.counts.last_hlc = max(self.counts.last_hlc, hlc)
-
-    def _loose(self, digest: bytes) -> None:
-        self.counts.loose[digest] = None

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from protocol.values import Batch
-from storage.ledger import TRIGGERS, Ledger
+from storage.ledger import CLEAR_NOTES, READ_NOTES, SCHEMA, Ledger
 from storage.lookups import parse_fold, write_fold
 from storage.manifest_file import REBUILD
 from storage.row_writer import RowWriter
@@ -112,10 +112,8 @@ class Writer:
             "temp_store=MEMORY",
         ):
             await self._connection.execute(f"PRAGMA {pragma}")
-        for name, count, function in self._ledger.functions():
-            await self._connection.create_function(name, count, function)
-        for trigger in TRIGGERS:
-            await self._connection.execute(trigger)
+        for statement in SCHEMA:
+            await self._connection.execute(statement)
 
     async def apply(self, batches: Sequence[Batch]) -> Applied:
         """Commit a group in one transaction; see `Manifest.apply`."""
@@ -210,13 +208,11 @@ class Writer:
 
     async def _try(self, batches: Sequence[Batch]) -> str | None:
         """Write inside a savepoint; returns why the rows were refused and are gone again, None when they went in."""
-        before = self._ledger.counts.copy()
         await self._connection.execute("SAVEPOINT apart")
         try:
             await self._write(batches)
         except _POISON as problem:
             await self._connection.execute("ROLLBACK TO apart")
-            self._ledger.counts = before
             return f"{type(problem).__name__}: {ascii(str(problem))[1:-1]}"[:ROW_TEXT_MAX]
         finally:
             if self._connection.in_transaction:
@@ -225,6 +221,9 @@ class Writer:
 
     async def _settle(self) -> None:
         """Write what the ledger counted, and drop the chunk lists of bytes that nothing refers to any more."""
+        notes = await self._connection.execute_fetchall(READ_NOTES)
+        self._ledger.add(str(notes[0][0]))
+        await self._connection.execute(CLEAR_NOTES)
         counts = self._ledger.counts
         if counts.loose:
             await self._connection.executemany(_DROP_CHUNKS, [(digest,) for digest in counts.loose])
