@@ -42,13 +42,13 @@ class Service:
 
     async def put(self, request: PutRequest, content: bytes | AsyncIterator[bytes]) -> Facts:
         kind, name = self._name(request)
+        while not self.agent.committer.room():  # noqa: ASYNC110 - the WAL's room is no event
+            await asyncio.sleep(WAL_WAIT_SECONDS)  # before the bytes are taken in: kept ones wait for no room later
         if isinstance(content, bytes) and len(content) <= INLINE_BYTES_MAX:
             digest, plain = digest_of(content)
             accepted = Accepted(digest, plain, len(content), request.mode & 0o777, f.Inline(content), None, ())
         else:
             accepted = await self._take_in(request, content)
-        while not self.agent.committer.room():  # noqa: ASYNC110 - the WAL's room is no event
-            await asyncio.sleep(WAL_WAIT_SECONDS)
         meta = (("snapshot", "sqlite"),) if kind.snapshot else ()
         number, future = self.agent.request()
         self.agent.post(

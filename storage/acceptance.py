@@ -167,8 +167,13 @@ class Acceptance:
 
     def _keep(self, draft: Path, draft_fd: int, hashed: Hashed) -> Kept:
         self._files.fsync(draft_fd)  # not fdatasync: the place names the mtime, which must survive as well
-        place = self._private.adopt_draft(draft, hashed.digest, stamp_of(self._files.fstat(draft_fd)))
-        self._private.sync()
+        stamp = stamp_of(self._files.fstat(draft_fd))
+        place = self._private.adopt_draft(draft, hashed.digest, stamp, pin=True)
+        try:
+            self._private.sync()
+        except BaseException:
+            self._private.unpin(place.path)
+            raise
         return Kept(place)
 
     def _reference(self, fd: int, place: Place) -> Referenced:

@@ -75,6 +75,7 @@ class Depot:
         self._staging = Staging(store.staging, self._files)
         self._private = PrivateFiles(store, self._files, self._staging, self._places)
         shared = (store, self._files, self._staging, self._private, self._places, room)
+        self._unlink_later: dict[str, Place] = {}  # one for each private version that a put wanted again, until a sweep
         self._acceptance = Acceptance(*shared, copy_max_bytes)
         self._publisher = Publisher(*shared, self._lookups, self.open_blob, quick_check)
 
@@ -224,13 +225,24 @@ class Depot:
 
     # What goes
 
+    def unpin(self, place: Place) -> None:
+        """A put of a `Kept` place was committed or refused: from now on the file may be removed again.
+
+        To be called once for each accepted place, after the put's commit; until then `unlink` leaves the file, for at
+        most PIN_SECONDS_MAX.
+        """
+        self._private.unpin(place.path)
+
     def unlink(self, places: Sequence[Place]) -> tuple[str, ...]:
-        """Remove files of ours, durably, each only if it is still what its place says; sentences for what stayed."""
+        """Remove files of ours, durably, each only if it is still what its place says; sentences for what stayed.
+
+        A private version that a put counts on stays too; the next `sweep` removes it if the put came to nothing.
+        """
         stayed: list[str] = []
         folders: set[str] = set()
         for place in places:
             try:
-                if self._unlink_one(place):
+                if self._unlink_unless_pinned(place):
                     folders.add(place.path.rpartition("/")[0])
             except StoreError as error:
                 stayed.append(str(error))
@@ -250,7 +262,7 @@ class Depot:
             freed_bytes += self._staging.make_room(excess_bytes, now_seconds)
         with sentences("sweep old claims"):
             Claims(self.store, self._files).sweep(now_seconds)
-        return freed_bytes
+        return freed_bytes + self._unlink_again()
 
     def close(self) -> None:
         """Mark what staging has verified and close it."""
@@ -343,6 +355,27 @@ class Depot:
             why = f"{why}; it was moved to {OWN_FOLDER}/quarantine"
         self._withdraw(place, why)
         return why
+
+    def _unlink_unless_pinned(self, place: Place) -> bool:
+        with self._private.removing(place.path) as free:
+            if free:
+                return self._unlink_one(place)
+        self._unlink_later[place.path] = place
+        raise StoreError(
+            f"{place.path} is wanted again by a put under way; if that is refused, a later sweep removes it"
+        )
+
+    def _unlink_again(self) -> int:
+        """Remove what a put wanted and did not come to need: its pin is off, and no committed place names it."""
+        freed_bytes = 0
+        for path, place in list(self._unlink_later.items()):
+            with suppress(StoreError), self._private.removing(path) as free:
+                if not free:
+                    continue
+                del self._unlink_later[path]
+                if self._lookups.place_at(path) is None and self._unlink_one(place):  # a pin outlives its commit
+                    freed_bytes += place.size
+        return freed_bytes
 
     def _unlink_one(self, place: Place) -> bool:
         parts = checked_parts(place.path)

@@ -2,7 +2,8 @@
 
 Copies made at acceptance, snapshots, older versions that made room and versions without a path of their own lie here.
 A name is given by linking a complete, synced file, so that it is never replaced by accident; what already bears the
-name is used if it is what it says, else it is replaced by the verified one.
+name is used if it is what it says, else it is replaced by the verified one. What a put counts on is pinned: a removal
+that was decided before the put was heard of leaves it alone.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ from __future__ import annotations
 import errno
 import os
 import threading
-from contextlib import suppress
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from protocol.values import Digest, Place
@@ -21,6 +24,8 @@ from storage.places import Places
 from storage.refusals import FileChanging
 from storage.staging import Staging
 from storage.store import Store
+
+PIN_SECONDS_MAX = 600.0  # a put is committed or refused in seconds; a pin nobody takes off ends after ten minutes
 
 # What link answers where it cannot be used: no links on this file system, too many, or a file of another user.
 NO_LINK = frozenset({errno.EPERM, errno.EACCES, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS, errno.EXDEV})
@@ -35,9 +40,13 @@ class PrivateFiles:
         self._staging = staging
         self._places = places
         self._lock = threading.Lock()
+        self._pins: dict[str, list[float]] = {}  # path → when each pin ends by itself, the oldest first
 
-    def adopt_draft(self, draft: Path, digest: Digest, stamp: Stamp) -> Place:
-        """Name a synced file of ours; the draft is gone afterwards. Raises OSError."""
+    def adopt_draft(self, draft: Path, digest: Digest, stamp: Stamp, *, pin: bool = False) -> Place:
+        """Name a synced file of ours; the draft is gone afterwards. Raises OSError.
+
+        With `pin`, nothing removes what bears the name until `unpin`, be it this draft or an older file.
+        """
         with self._lock:
             relpath = self._store.private_path(digest)
             existing = self._existing(relpath, digest)
@@ -45,8 +54,24 @@ class PrivateFiles:
                 self._give_name(draft, self._store.root / relpath)
                 existing = place_of(relpath, digest, stamp)
                 self._places.remember(existing)
+            if pin:
+                self._pins.setdefault(relpath, []).append(time.monotonic() + PIN_SECONDS_MAX)
             discard_draft(self._files, draft)
             return existing
+
+    def unpin(self, path: str) -> None:
+        """A put that counted on this file was committed or refused. Of several puts each takes off its own pin."""
+        with self._lock:
+            ends = self._pins.get(path, [])
+            del ends[:1]
+            if not ends:
+                self._pins.pop(path, None)
+
+    @contextmanager
+    def removing(self, path: str) -> Iterator[bool]:
+        """Whether the file may be removed: not while a put counts on it. None begins to while this is entered."""
+        with self._lock:
+            yield not self._is_pinned(path)
 
     def adopt_file(self, path: Path, place: Place) -> Place:
         """Give a published file a private name too, so that its path can be taken. Raises OSError, FileChanging."""
@@ -72,6 +97,15 @@ class PrivateFiles:
 
     def sync(self) -> None:
         self._files.fsync_dir(self._store.versions)
+
+    def _is_pinned(self, path: str) -> bool:
+        now_seconds = time.monotonic()
+        ends = [end for end in self._pins.get(path, []) if end > now_seconds]
+        if ends:
+            self._pins[path] = ends
+        else:
+            self._pins.pop(path, None)
+        return bool(ends)
 
     def _existing(self, relpath: str, digest: Digest) -> Place | None:
         path = self._store.root / relpath

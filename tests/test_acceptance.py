@@ -117,6 +117,55 @@ def test_the_same_bytes_accepted_twice_are_kept_once(tmp_path: Path) -> None:
     assert Bench(tmp_path).depot.accept_bytes(BIG).source == first.source  # also by the next life
 
 
+def test_a_removal_on_its_way_leaves_alone_what_a_put_counts_on_again(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    old = bench.arrive(BIG)
+    [(_, place)] = bench.publish(old, None).done
+    del bench.manifest.places[place.path]  # its last version was deleted: an Unlink is on its way
+    accepted = [bench.depot.accept_bytes(BIG), bench.depot.accept_stream([BIG])]
+    assert [a.source for a in accepted] == [Kept(place)] * 2
+
+    [why] = bench.depot.unlink([place])
+    assert "wanted again" in why
+    bench.depot.unpin(place)
+    assert bench.depot.sweep(starting=False) == 0  # one put was refused, the other still counts on it
+    assert bench.read(old.digest) == BIG
+    bench.manifest.places[place.path] = place
+    bench.depot.unpin(place)
+    bench.depot.sweep(starting=False)
+    assert bench.read(old.digest) == BIG
+
+
+def test_what_only_refused_puts_wanted_is_removed_by_a_later_sweep(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    source = bench.depot.accept_bytes(BIG).source
+    assert isinstance(source, Kept)
+    assert len(bench.depot.unlink([source.place])) == 1
+    bench.depot.unpin(source.place)
+    assert bench.depot.sweep(starting=False) == len(BIG)
+    assert not (bench.root / source.place.path).exists()
+    assert bench.depot.sweep(starting=False) == 0
+
+
+def test_a_pin_that_nobody_takes_off_ends_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("storage.private.PIN_SECONDS_MAX", 0.0)
+    bench = Bench(tmp_path)
+    source = bench.depot.accept_bytes(BIG).source
+    assert isinstance(source, Kept)
+    assert bench.depot.unlink([source.place]) == ()
+    assert not (bench.root / source.place.path).exists()
+
+
+def test_an_acceptance_that_failed_pins_nothing(tmp_path: Path) -> None:
+    failing = FailingFiles(verbs={"fsync_dir"}, at=1 << 30, code=errno.EIO)
+    bench = Bench(tmp_path, failing)
+    [(_, place)] = bench.publish(bench.arrive(BIG), None).done
+    failing.at = failing.calls + 1
+    with pytest.raises(StorageFailed):
+        bench.depot.accept_bytes(BIG)
+    assert bench.depot.unlink([place]) == ()
+
+
 def test_a_damaged_leftover_under_the_private_name_is_replaced(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
     leftover = bench.root / f".spore/versions/{record_of(BIG).digest.hex()}"
