@@ -193,6 +193,8 @@ class SimNode:
     # --- effects ---
 
     def _durable(self, effect: f.Log | f.Commit) -> None:
+        if isinstance(effect, f.Log):
+            self.around.oracle.logging(self.name, effect.entry.record)
         self.committer.add(effect)
 
     def _release(self, effect: f.Release) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from protocol import messages as m
+from protocol.clock import SCANNED_MAX
 from protocol.effects import Answer, Entry, Inline, Publish, Referenced, Report
 from protocol.fleet import Fleet, Kind
 from protocol.messages import Message
@@ -93,6 +94,12 @@ class Oracle:
         self._request += 1
         self.requests[self._request] = request
         return self._request
+
+    def logging(self, node: NodeId, record: Record) -> None:
+        """A version written with knowledge ranks above all that its node knows: no clock may put it below."""
+        versions = self.disks[node].catalogue.versions(record.name)
+        if record.hlc >= SCANNED_MAX and versions and versions[0].order > record.order:
+            self.violation(f"{node} stamped a new version of {record.name} below the one it replaces")
 
     def logged(self, node: NodeId, entry: Entry) -> None:
         """The WAL entry is on the disk and the node has been told so: from now on it answers for the bytes."""
