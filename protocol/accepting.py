@@ -75,12 +75,18 @@ class Accepting:
     def _kept_already(self, put: Put, current: Record) -> bool:
         """Whether accepting the same bytes again needs no entry of our own: they are safe here, or durable elsewhere.
 
-        That another node has accepted them is not enough: it may die before it has sent them to anybody.
+        That another node has accepted them is not enough: it may die before it has sent them to anybody. Nor is our
+        own statement that we hold them: its file may just have gone, so a place or a log entry must answer for them.
         """
         if current.state is not State.LIVE:
             return False
         stays = bool(_places(put)) and not self.ctx.excluded
-        return stays or self.ctx.holds(put.digest) or self.debts.enough(current, 0, 0)
+        return stays or self._protected(put.digest) or self.debts.enough(current, 0, 0)
+
+    def _protected(self, digest: Digest) -> bool:
+        """Whether our own store has these bytes, or our log answers for them."""
+        owed = any(debt.own for debt in self.debts.of(digest))
+        return owed or bool(self.ctx.places(digest)) or self.ctx.logging(digest)
 
     def _put_scanned(self, put: Put, versions: list[Record]) -> None:
         """A file found without knowledge: known bytes become a holding, others a version below all that is known."""
@@ -135,7 +141,7 @@ class Accepting:
 
     def _replaced(self, put: Put) -> tuple[Holding, ...]:
         """The user's file held another digest until now: that one is withdrawn, unless it lies elsewhere too."""
-        before = self.ctx.catalogue.place(put.place.path) if put.place else None
+        before = self.ctx.place(put.place.path) if put.place else None
         if before is None or before.digest == put.digest or not self.ctx.holds(before.digest):
             return ()
         if any(place.path != before.path for place in self.ctx.places(before.digest)):
@@ -231,7 +237,7 @@ class Accepting:
         others = [p for p in self.ctx.places(place.digest) if p.path != place.path]
         held = self.ctx.holds(place.digest)
         rows = Rows(holdings=() if others or not held else (self.ctx.holding(place.digest, False),))
-        known = self.ctx.catalogue.place(place.path)
+        known = self.ctx.place(place.path)
         forget = (place.path,) if known is not None and known.digest == place.digest else ()
         if not rows and not forget:
             return

@@ -32,6 +32,7 @@ class Started:
     batch: Batch
     then: Continuation
     failed: Failure
+    entry: Entry | None = None
 
 
 @dataclass(slots=True)
@@ -52,7 +53,7 @@ class Context:
     _started: deque[Started] = field(default_factory=deque)
     _records: dict[str, dict[RecordKey, Record]] = field(default_factory=dict)
     _holdings: dict[HoldingKey, Holding] = field(default_factory=dict)
-    _places: dict[str, Place] = field(default_factory=dict)
+    _places: dict[str, tuple[int, Place | None]] = field(default_factory=dict)  # by path; None: being forgotten
     _coming: Counter[Digest] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
@@ -117,8 +118,8 @@ class Context:
             self._seq += 1
             self.emit(Log(self._seq, entry))
         self._seq += 1
-        self._show(batch)
-        self._started.append(Started(self._seq, batch, then, failed or self._shrug))
+        self._show(batch, self._seq)
+        self._started.append(Started(self._seq, batch, then, failed or self._shrug, entry))
         self.emit(Commit(self._seq, batch))
 
     @property
@@ -130,30 +131,32 @@ class Context:
         """Everything up to here is on the disk: rows leave the overlay, continuations run in order."""
         while self._started and self._started[0].seq <= upto:
             started = self._started.popleft()
-            self._hide(started.batch)
+            self._hide(started.batch, started.seq)
             started.then()
 
     def failed(self, first: int, upto: int, error: str) -> None:
         """These are not on the disk: nothing of them was told, and now nothing of them is known."""
         while self._started and self._started[0].seq <= upto:
             started = self._started.popleft()
-            self._hide(started.batch)
+            self._hide(started.batch, started.seq)
             if started.seq >= first:
                 started.failed(error)
 
     def _shrug(self, error: str) -> None:
         self.report("error", "commit_failed", f"a batch of rows was not committed and is not remembered: {error}")
 
-    def _show(self, batch: Batch) -> None:
+    def _show(self, batch: Batch, seq: int) -> None:
         for record in batch.rows.records:
             self._records.setdefault(record.name, {})[record.key] = record
         for holding in batch.rows.holdings:
             self._holdings[holding.key] = holding
+        for path in batch.forget_places:
+            self._places[path] = (seq, None)
         for place in batch.places:
-            self._places[place.path] = place
+            self._places[place.path] = (seq, place)
         self._coming.update(_bytes_of(batch))
 
-    def _hide(self, batch: Batch) -> None:
+    def _hide(self, batch: Batch, seq: int) -> None:
         for record in batch.rows.records:
             named = self._records.get(record.name)
             if named is not None and named.get(record.key) is record:
@@ -163,9 +166,9 @@ class Context:
         for holding in batch.rows.holdings:
             if self._holdings.get(holding.key) is holding:
                 del self._holdings[holding.key]
-        for place in batch.places:
-            if self._places.get(place.path) is place:
-                del self._places[place.path]
+        for path in [*batch.forget_places, *(place.path for place in batch.places)]:
+            if path in self._places and self._places[path][0] == seq:
+                del self._places[path]
         for digest in _bytes_of(batch):
             self._coming[digest] -= 1
             if not self._coming[digest]:
@@ -219,16 +222,24 @@ class Context:
         return any(v.state is State.DELETED and v.order > record.order for v in self.versions(record.name))
 
     def places(self, digest: Digest) -> list[Place]:
-        """Where our own store has a digest, or is about to; a path about to hold other bytes is left out."""
-        known = [p for p in self.catalogue.places(digest) if self._places.get(p.path, p).digest == digest]
+        """Where our own store has a digest, or is about to; a path about to hold other bytes, or none, is left out."""
+        known = [p for p in self.catalogue.places(digest) if p.path not in self._places]
         if digest not in self._coming:
             return known
-        started = {p.path: p for p in self._places.values() if p.digest == digest}
-        return [p for p in known if p.path not in started] + list(started.values())
+        return known + [p for _, p in self._places.values() if p is not None and p.digest == digest]
+
+    def place(self, path: str) -> Place | None:
+        """What our own store has, or is about to have, at a path."""
+        started = self._places.get(path)
+        return started[1] if started is not None else self.catalogue.place(path)
 
     def coming(self, digest: Digest) -> bool:
         """Whether a version with these bytes, or a place for them, is on its way to the disk."""
         return digest in self._coming
+
+    def logging(self, digest: Digest) -> bool:
+        """Whether a WAL entry of our own that protects these bytes is on its way to the disk."""
+        return any(s.entry is not None and s.entry.record.digest == digest for s in self._started)
 
     def still_unneeded(self, places: tuple[Place, ...]) -> tuple[Place, ...]:
         """Of places that were to be removed, those whose bytes no version has come to need meanwhile."""

@@ -479,6 +479,45 @@ def test_a_holding_stays_while_another_file_with_the_bytes_is_on_its_way_to_the_
     assert alpha.catalogue.places(digest(5)) == (place("checkpoints/moved", 5),)
 
 
+def test_two_files_with_the_same_bytes_that_vanish_together_withdraw_their_holding() -> None:
+    alpha = ready().has(record(NAME, 5), holding("alpha", 5), places=[place(PATH, 5), place("copy", 5)])
+    alpha.handle(e.Withdrawn(place(PATH, 5), "it was deleted"))
+    alpha.handle(e.Withdrawn(place("copy", 5), "it was deleted"))
+    alpha.settle()
+    assert alpha.catalogue.places(digest(5)) == ()
+    assert not alpha.replica.ctx.holds(digest(5))
+
+
+def test_a_file_overwritten_while_its_copy_vanishes_withdraws_the_holding_of_both() -> None:
+    alpha = ready().has(record(NAME, 5), holding("alpha", 5), places=[place(PATH, 5), place("copy", 5)])
+    alpha.handle(e.Withdrawn(place("copy", 5), "it was deleted"))
+    alpha.done(alpha.put(NAME, 6))
+    assert not alpha.replica.ctx.holds(digest(5))
+
+
+def test_a_loss_told_late_does_not_forget_what_lies_at_the_path_by_now() -> None:
+    alpha = ready().has(record(NAME, 5), holding("alpha", 5), places=[place(PATH, 5)])
+    alpha.handle(alpha.put(NAME, 6))
+    alpha.handle(e.Withdrawn(place(PATH, 5), "it changed"))
+    alpha.settle()
+    assert alpha.catalogue.place(PATH) == place(PATH, 6)
+
+
+def test_a_loss_that_cannot_be_written_is_forgotten_and_the_place_is_known_again() -> None:
+    alpha = ready().has(record(NAME, 5), holding("alpha", 5), places=[place(PATH, 5)])
+    alpha.handle(e.Withdrawn(place(PATH, 5), "it was deleted"))
+    alpha.fail()
+    assert alpha.replica.ctx.places(digest(5)) == [place(PATH, 5)]
+
+
+def test_a_put_of_bytes_of_which_only_our_statement_is_left_is_written_to_the_log() -> None:
+    """The statement says that we hold them; no file and no log entry of ours has them, so these are the only bytes."""
+    alpha = ready().has(record(NAME, 5), holding("alpha", 5))
+    out = alpha.done(alpha.put(NAME, 5, request=1, watched=False, source=f.Inline(b"x")))
+    assert [log.entry.source for log in only(out, f.Log)] == [f.Inline(b"x")]
+    assert [answer.error for answer in only(out, f.Answer)] == [""]
+
+
 def test_what_changed_before_it_was_sent_is_reported_as_lost_by_name() -> None:
     """Accepted by reference: there never was another copy."""
     alpha = Bench().boot()
