@@ -49,12 +49,14 @@ from storage.entries import EntryUnreadable, decode_entry
 from storage.files import FileLayer
 from storage.manifest import Manifest
 from storage.places import Lookups
+from storage.refusals import StoreError
 from storage.room import Room, RoomLimits, RoomState, disk_usage
 from storage.store import open_store
 from storage.wal import Wal
 
 DISK_LOOK_SECONDS = 2.0  # between looks at the disk's room; a transfer's own reservation is exact at any time
 RENEWAL_LOOK_SECONDS = 3600.0  # certificates live 7 or 90 days and are renewed at two thirds
+SWEEP_SECONDS = 3600.0  # between looks for leftovers: what is in the way at once makes room by itself
 DISK_THREADS = 4  # publishing, reserving and accepting at once; they wait for the disk, not for a core
 TICK_SECONDS_MAX = 60.0  # the core ticks each second; a minute without one is a hang, not a busy machine
 STOP_SECONDS = 2.0  # for threads and connections to end after the last flush
@@ -105,7 +107,7 @@ class Agent:
         self._tell_room(state)  # before the first hello: a node that says it accepts nothing is passed over
         await self._open_network()
         self.spawn(self.committer.run(), for_ever="the group committer")
-        for work in (self._look_at_disk(), self._look_at_certificate()):
+        for work in (self._look_at_disk(), self._sweep(), self._look_at_certificate()):
             self.spawn(work, for_ever="upkeep")
         await self.intake.start()
 
@@ -142,7 +144,7 @@ class Agent:
             quick_check=quick_check,
             on_withdrawn=self._withdrawn_from_thread,
         )
-        freed = await self.in_thread(self.depot.sweep)
+        freed = await self.in_thread(self.depot.sweep, True, self._paths_to_keep())
         if freed:
             self.report(Report("info", "staging_swept", f"{freed} bytes of old transfers were removed from staging"))
 
@@ -151,15 +153,24 @@ class Agent:
         for sentence in self.wal.recovered.reports:
             self.report(Report("warning", "wal_recovered", sentence))
         entries = []
+        unreadable = 0
         for entry_id, payload in self.wal.live():
             try:
                 entry = decode_entry(payload)
             except EntryUnreadable as problem:
+                unreadable += 1
                 self.report(Report("error", "wal_entry_unreadable", str(problem)))
                 continue
             self.pending.add(entry, entry_id)
             entries.append(entry)
+        self._recovered_all = not unreadable and not self.wal.damaged()
         return tuple(entries)
+
+    def _paths_to_keep(self) -> frozenset[str] | None:
+        """Where the bytes of recovered entries lie; None when an entry is unreadable, since it may name any file."""
+        if not self._recovered_all:
+            return None
+        return frozenset(entry.source.place.path for entry in self._recovered if not isinstance(entry.source, f.Inline))
 
     def _make_core(self) -> None:
         self.replica = Replica(
@@ -377,6 +388,14 @@ class Agent:
         while True:
             self._tell_room(await self.in_thread(self.room.state))
             await asyncio.sleep(DISK_LOOK_SECONDS)
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(SWEEP_SECONDS)
+            try:
+                await self.in_thread(self.depot.sweep, False)
+            except StoreError as problem:  # a disk that fails for a moment does not end the sweeps of later hours
+                self.report(Report("warning", "not_swept", str(problem)))
 
     def _tell_room(self, state: RoomState) -> None:
         self.post(e.DiskChanged(state.accepting, state.local, state.capacity_bytes, state.used_bytes))

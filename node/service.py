@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 from node.agent import Agent
 from node.door import EXIT_USAGE, DoorError, Facts, PutRequest, WaitRequest
@@ -98,6 +99,7 @@ class Service:
     async def get(self, name: str) -> tuple[Facts, AsyncIterator[bytes]]:
         record = self._current(name)
         blob = await self._open(record)
+        staged = blob is None
         if blob is None:
             number, future = self.agent.request()
             self.agent.post(e.Want(number, record))
@@ -112,7 +114,7 @@ class Service:
             "size": record.size,
             "mode": record.mode,
         }
-        return facts, self._stream(record, blob)
+        return facts, self._stream(record, blob, staged)
 
     async def _open(self, record: Record) -> Blob | None:
         try:
@@ -120,7 +122,7 @@ class Service:
         except StoreError as problem:
             raise DoorError(str(problem)) from problem
 
-    async def _stream(self, record: Record, blob: Blob) -> AsyncIterator[bytes]:
+    async def _stream(self, record: Record, blob: Blob, staged: bool) -> AsyncIterator[bytes]:
         """The bytes in pieces; a file that changes underneath ends the stream with an error, never with wrong bytes."""
         buffer = bytearray(min(CHUNK_BYTES, max(record.size, 1)))
         view = memoryview(buffer)
@@ -132,6 +134,12 @@ class Service:
                 offset += count
         finally:
             blob.close()
+            if staged:
+                self.agent.spawn(self._forget_staged(record))  # a stream that is broken off can wait for nothing
+
+    async def _forget_staged(self, record: Record) -> None:
+        with suppress(StoreError):  # what cannot be removed now is swept within a week
+            await asyncio.to_thread(self.agent.depot.forget_staged, record)
 
     def _read(self, blob: Blob, view: memoryview, offset: int) -> int:
         try:

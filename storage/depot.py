@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,6 +99,11 @@ class Depot:
             fd = self._files.open(path, os.O_RDONLY | os.O_NOFOLLOW)
             place = place_of(str(path), record.digest, stamp_of(self._files.fstat(fd)))
         return FileBlob(self._files, fd, place, lambda place, why: None)
+
+    def forget_staged(self, record: Record) -> None:
+        """A `get` is done with what it fetched: a small file goes, a large one stays, bounded, for the next."""
+        if chunk_count(record.size) <= 1:
+            self._publisher.forget_staged(record)
 
     def leaves(self, digest: Digest) -> tuple[Digest, ...] | None:
         """The chunk list of what we hold; hashed again, and remembered, where it is not known. None: not held."""
@@ -253,8 +258,12 @@ class Depot:
                 stayed.append(str(failure(error, f"sync the folder {folder or '.'}")))
         return tuple(stayed)
 
-    def sweep(self, starting: bool = True) -> int:
-        """Bound staging and clear old claims; bytes freed. At start it also removes drafts of the last life."""
+    def sweep(self, starting: bool = True, keep: Collection[str] | None = None) -> int:
+        """Bound staging and clear old claims; bytes freed. At start it also removes what the last life left behind.
+
+        `keep`: the paths that pending entries of the WAL name. While they are not known (None), no private version is
+        taken for left behind.
+        """
         now_seconds = time.time()
         freed_bytes = self._staging.sweep(now_seconds, starting)
         excess_bytes = self._staging.staged_bytes - self._staging_bytes_max
@@ -262,6 +271,9 @@ class Depot:
             freed_bytes += self._staging.make_room(excess_bytes, now_seconds)
         with sentences("sweep old claims"):
             Claims(self.store, self._files).sweep(now_seconds)
+        if starting and keep is not None:
+            with sentences("sweep the private versions"):
+                freed_bytes += self._private.sweep(now_seconds, keep)
         return freed_bytes + self._unlink_again()
 
     def close(self) -> None:

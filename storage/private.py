@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -26,6 +27,9 @@ from storage.staging import Staging
 from storage.store import Store
 
 PIN_SECONDS_MAX = 600.0  # a put is committed or refused in seconds; a pin nobody takes off ends after ten minutes
+
+ORPHAN_SECONDS = 600.0  # what was named within ten minutes may still be on its way to the manifest
+_VERSION_NAME = re.compile(r"[0-9a-f]{64}")
 
 # What link answers where it cannot be used: no links on this file system, too many, or a file of another user.
 NO_LINK = frozenset({errno.EPERM, errno.EACCES, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS, errno.EXDEV})
@@ -66,6 +70,34 @@ class PrivateFiles:
             del ends[:1]
             if not ends:
                 self._pins.pop(path, None)
+
+    def sweep(self, now_seconds: float, keep: Collection[str]) -> int:
+        """Remove old private versions that neither the manifest nor `keep` names; bytes freed.
+
+        Where it names none of all that lie here, it was just rebuilt, or is empty: then it proves nothing. In a shared
+        store the files of other members bear other suffixes and are left alone.
+        """
+        ours = [path for path in map(self._own_path, self._files.listdir(self._store.versions)) if path]
+        orphans = [path for path in ours if self._places.at(path) is None]
+        if len(orphans) == len(ours):
+            return 0
+        return sum(self._remove_orphan(path, now_seconds) for path in orphans if path not in keep)
+
+    def _own_path(self, name: str) -> str:
+        """The path of a private version of ours with this name, or "" for any other file."""
+        found = _VERSION_NAME.match(name)
+        path = self._store.private_path(bytes.fromhex(found.group())) if found else ""
+        return path if path.endswith(f"/{name}") else ""
+
+    def _remove_orphan(self, path: str, now_seconds: float) -> int:
+        with self.removing(path) as free:
+            status = entry_status(self._files, self._store.root / path)
+            if not free or status is None or self._places.at(path) is not None:
+                return 0
+            if now_seconds - max(status.st_mtime, status.st_ctime) < ORPHAN_SECONDS:  # ctime: when it got its name
+                return 0
+            self._files.unlink(self._store.root / path)
+            return status.st_size if status.st_nlink == 1 else 0
 
     @contextmanager
     def removing(self, path: str) -> Iterator[bool]:

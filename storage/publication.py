@@ -132,6 +132,11 @@ class Publisher:
                 outcome += self._round(jobs)
         return outcome
 
+    def forget_staged(self, record: Record) -> None:
+        """Remove an artifact from staging, after a publication of it that is under way."""
+        with self._exclusive(frozenset({record.digest.hex()})), sentences(f"remove {record.name} from staging"):
+            self._staging.forget(record.digest)
+
     def _round(self, jobs: list[_Job]) -> Outcome:
         folders: dict[str, Folder] = {}
         try:

@@ -21,7 +21,7 @@ from storage.partials import MARK_CHUNKS
 from storage.refusals import NotReserved, StorageFailed, WrongBytes
 from storage.room import DiskUsage, RoomLimits
 from storage.staging import QUIET_SECONDS, STALE_SECONDS
-from tests.depots import Bench, chunks_of, hashed, record_of, some_bytes
+from tests.depots import Bench, Manifest, chunks_of, hashed, record_of, some_bytes
 from tests.recording import FailingFiles
 
 BIG = some_bytes(5 * CHUNK_BYTES + 7)
@@ -314,6 +314,62 @@ def test_the_sweep_at_start_clears_drafts_and_what_nobody_resumed_for_a_week(tmp
     again = Bench(tmp_path)
     assert again.depot.sweep() == len(BIG)
     assert again.staged() == [new.digest.hex()]
+
+
+def _private(bench: Bench, content: bytes) -> tuple[Record, Path]:
+    record = bench.arrive(content, record_of(content))
+    [(_, place)] = bench.publish(record, None).done
+    return record, bench.root / place.path
+
+
+def test_the_sweep_at_start_removes_old_private_versions_that_nothing_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Bench(tmp_path, shared=True)
+    (_, named), (_, pending), (_, orphan) = (_private(bench, some_bytes(100, seed)) for seed in range(3))
+    names = {path: str(path.relative_to(bench.root)) for path in (named, pending, orphan)}
+    foreign = [orphan.with_suffix(".there"), orphan.with_suffix(".x.here"), orphan.with_suffix(""), orphan.parent / "x"]
+    for path in foreign:
+        path.write_bytes(b"of another member, or of nobody we know")
+    places = {names[named]: bench.manifest.places[names[named]]}
+
+    def next_life(manifest: Manifest) -> Bench:
+        return Bench(tmp_path, shared=True, manifest=manifest)
+
+    keep = {names[pending]}
+    assert next_life(Manifest(places)).depot.sweep(keep=keep) == 0, "it is too young"
+    monkeypatch.setattr("storage.private.ORPHAN_SECONDS", 0.0)
+    assert next_life(Manifest()).depot.sweep(keep=keep) == 0, "the manifest was rebuilt and proves nothing"
+    assert next_life(Manifest(places)).depot.sweep() == 0, "what the log still needs is not known"
+    assert next_life(Manifest(places)).depot.sweep(starting=False, keep=keep) == 0, "only the last life's are orphans"
+    assert orphan.exists()
+
+    assert next_life(Manifest(places)).depot.sweep(keep=keep) == 100
+    assert sorted(path.name for path in bench.store.versions.iterdir()) == sorted(
+        path.name for path in (named, pending, *foreign)
+    )
+
+
+def test_a_private_version_that_a_put_counts_on_is_no_orphan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("storage.private.ORPHAN_SECONDS", 0.0)
+    bench = Bench(tmp_path)
+    _private(bench, BIG[:100])
+    digest = bench.depot.accept_bytes(BIG).digest
+    assert bench.depot.sweep(keep=()) == 0
+    assert bench.read(digest) == BIG
+
+
+def test_a_small_artifact_that_was_only_fetched_is_forgotten_when_the_get_ends(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    small, large = bench.arrive(b"small", record_of(b"small")), bench.arrive(BIG, transfer=2)
+    for record in (small, large):
+        bench.depot.forget_staged(record)
+    assert bench.depot.open_staged(small) is None
+    assert all(name.startswith(large.digest.hex()) for name in bench.staged())
+    assert bench.publish(large).done
+    bench.depot.forget_staged(large)
+    bench.depot.forget_staged(small)
+    assert bench.read(large.digest) == BIG
 
 
 def _age(bench: Bench, stem: str, seconds: float) -> None:
