@@ -1,0 +1,118 @@
+"""The group committer: a log that is full is back-pressure, told before an append fails."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from node.commits import GroupCommitter
+from node.pending import PendingEntries
+from protocol.effects import Commit, Entry, Inline, Log
+from protocol.events import Durable, DurableFailed, Event
+from protocol.values import Batch, Record
+from storage.acceptance import INLINE_BYTES_MAX
+from storage.files import FileLayer
+from storage.manifest import Manifest
+from storage.wal import Wal
+
+MIB = 1 << 20
+
+
+class Applied:
+    quarantined = ()
+
+
+class Rows:
+    """A manifest that takes every batch, or none."""
+
+    def __init__(self) -> None:
+        self.problem: Exception | None = None
+
+    async def apply(self, batches: Sequence[Batch]) -> Applied:
+        if self.problem is not None:
+            raise self.problem
+        return Applied()
+
+
+class Bench:
+    """A committer over a real log of 4 MiB, and the events it posted."""
+
+    def __init__(self, folder: Path, writer: ThreadPoolExecutor) -> None:
+        self.wal = Wal.open(folder / "wal", FileLayer(), segment_bytes=MIB, size_bytes_max=4 * MIB)
+        self.rows = Rows()
+        self.events: list[Event] = []
+        manifest = cast(Manifest, self.rows)
+        self.committer = GroupCommitter(self.wal, PendingEntries(self.wal), manifest, writer, self.events.append)
+        self.sequence = 0
+
+    def put(self) -> Record:
+        """One artifact of 64 KiB on its way."""
+        self.sequence += 1
+        made = Record(
+            f"checkpoint/{self.sequence}", self.sequence, "a", self.sequence.to_bytes(32, "big"), b"b" * 32, 1
+        )
+        self.committer.add(Log(2 * self.sequence, Entry(made, Inline(bytes(INLINE_BYTES_MAX)))))
+        self.committer.add(Commit(2 * self.sequence + 1, Batch(forget_places=("x",))))
+        return made
+
+    async def until(self, condition: Callable[[], Any]) -> None:
+        async with asyncio.timeout(60):
+            while not condition():  # noqa: ASYNC110 - what is waited for has no event
+                await asyncio.sleep(0.005)
+
+    def told(self) -> bool:
+        """Whether everything that was added was answered."""
+        last = self.events[-1] if self.events else None
+        return isinstance(last, Durable | DurableFailed) and last.upto == 2 * self.sequence + 1
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    with ThreadPoolExecutor(1) as writer:
+        made = Bench(tmp_path, writer)
+        yield made
+        made.wal.close()
+
+
+def story(bench: Bench, told: Callable[[], Awaitable[None]]) -> None:
+    async def whole() -> None:
+        running = asyncio.create_task(bench.committer.run())
+        try:
+            await told()
+        finally:
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+
+    asyncio.run(whole())
+
+
+def test_who_asks_for_room_first_never_meets_a_full_log(bench: Bench) -> None:
+    async def told() -> None:
+        made = []
+        while bench.committer.room():  # nothing of it is in the log yet: what is on its way counts
+            made.append(bench.put())
+        assert len(made) > 10
+        await bench.until(bench.told)
+        assert not any(isinstance(event, DurableFailed) for event in bench.events)
+        assert not bench.committer.room()
+        bench.committer.release(made)
+        await bench.until(bench.committer.room)
+
+    story(bench, told)
+
+
+def test_what_failed_takes_no_room(bench: Bench) -> None:
+    async def told() -> None:
+        bench.rows.problem = OSError(5, "Input/output error")
+        for _ in range(100):  # much more than the log holds, were any of it still counted
+            assert bench.committer.room()
+            bench.put()
+            await bench.until(bench.told)
+            await bench.until(bench.committer.room)
+
+    story(bench, told)
