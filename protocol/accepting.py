@@ -11,7 +11,7 @@ from collections.abc import Callable
 from protocol.clock import scanned
 from protocol.context import Context
 from protocol.debts import Debts, Wait
-from protocol.effects import Answer, Entry, Inline, Kept, Release
+from protocol.effects import Answer, Entry, Kept, Referenced, Release
 from protocol.events import Await, Declare, Put, Remove, Withdrawn
 from protocol.fleet import RESERVED_KIND
 from protocol.names import NameRefused, check_name, check_publishable
@@ -151,7 +151,7 @@ class Accepting:
     def _accepted(self, put: Put, record: Record, rows: Rows) -> None:
         self._report_replaced(put, rows)
         self.tell(rows)
-        self.owe(record, isinstance(put.source, Inline))
+        self.owe(record, not isinstance(put.source, Referenced))
         self._answer(put, record)
 
     def _held_again(self, put: Put, record: Record, rows: Rows) -> None:
@@ -255,9 +255,13 @@ class Accepting:
                 self._report_loss(holding.digest, f"{put.place.path} was changed")
 
     def _report_loss(self, digest: Digest, why: str) -> None:
-        """An artifact accepted by reference and changed before it was durable is lost; say which, in so many words."""
+        """An artifact accepted by reference and changed before it was durable is lost; say which, in so many words.
+
+        What stands in the log or in a private file is not: no user changes that, and what cannot be read today may be
+        readable tomorrow, so its entry stays and it stays at risk.
+        """
         for debt in self.debts.of(digest):
-            if debt.own and not debt.receipts and not debt.inline:
+            if debt.own and not debt.receipts and not debt.kept:
                 self.ctx.report(
                     "error", "lost", f"{debt.record.name} ({digest.hex()[:12]}) was lost before it was sent: {why}"
                 )

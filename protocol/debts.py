@@ -26,7 +26,7 @@ class Debt:
     record: Record
     own: bool
     origin_store: StoreId
-    inline: bool = False  # the bytes stand in the WAL, whatever becomes of the file
+    kept: bool = False  # the bytes stand in the WAL or in a private file, whatever becomes of the user's
     receipts: dict[StoreId, Seat] = field(default_factory=dict)
     asked: set[NodeId] = field(default_factory=set)  # queued for, or offered to
     refused: dict[NodeId, tuple[int, str]] = field(default_factory=dict)  # until when, and why
@@ -70,11 +70,11 @@ class Debts:
 
     # --- debts ---
 
-    def add(self, record: Record, own: bool, inline: bool = False) -> Debt | None:
+    def add(self, record: Record, own: bool, kept: bool = False) -> Debt | None:
         """Open a debt, unless the receipts are there already. Returns it while it is open."""
         if record.key in self.open:
             return self.open[record.key]
-        debt = Debt(record, own, self._origin_store(record), inline, since_ms=self.ctx.now_ms)
+        debt = Debt(record, own, self._origin_store(record), kept, since_ms=self.ctx.now_ms)
         for holding in self.ctx.catalogue.holdings(record.digest):
             self._count(debt, holding)
         self.open[record.key] = debt

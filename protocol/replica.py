@@ -17,7 +17,7 @@ from protocol.catalogue import Catalogue
 from protocol.clock import stamp_ms
 from protocol.context import Context
 from protocol.debts import Debt, Debts
-from protocol.effects import Answer, Effects, Entry, Exit, Hangup, Inline, Release, Scan, SetTimer, Unlink
+from protocol.effects import Answer, Effects, Entry, Exit, Hangup, Inline, Referenced, Release, Scan, SetTimer, Unlink
 from protocol.fleet import RESERVED_KIND, Fleet
 from protocol.membership import Membership
 from protocol.receiving import Receiving
@@ -117,7 +117,7 @@ class Replica:
     def _restore(self, entry: Entry) -> None:
         """An artifact accepted in an earlier life and not released: its row may be lost, its promise is not."""
         record = entry.record
-        inline = isinstance(entry.source, Inline)
+        kept = not isinstance(entry.source, Referenced)
         if self.retention.beyond(record):
             self.ctx.emit(Release((record,)))
         elif self.ctx.catalogue.record(record.key) is None:
@@ -127,11 +127,11 @@ class Replica:
             rows = Rows((record,), holdings)
             self.ctx.commit(
                 Batch(rows, places),
-                lambda: self._restored(record, rows, inline),
+                lambda: self._restored(record, rows, kept),
                 lambda error: self._unrestored.append(entry),
             )
         else:
-            self._restored(record, Rows(), inline)
+            self._restored(record, Rows(), kept)
 
     def _restore_the_rest(self) -> None:
         """Entries whose rows met a failing disk at the start: the WAL still promises them, so they are tried again."""
@@ -140,9 +140,9 @@ class Replica:
             for entry in entries:
                 self._restore(entry)
 
-    def _restored(self, record: Record, rows: Rows, inline: bool) -> None:
+    def _restored(self, record: Record, rows: Rows, kept: bool) -> None:
         self._tell(rows)
-        self._owe(record, inline)
+        self._owe(record, kept)
 
     def _tick(self) -> None:
         now = self.ctx.now_ms
@@ -209,8 +209,8 @@ class Replica:
             if node in self.members.alive:
                 self.ctx.emit(Hangup(node, "its certificate is revoked"))
 
-    def _owe(self, record: Record, inline: bool = False) -> None:
-        debt = self.debts.add(record, record.origin == self.ctx.node, inline)
+    def _owe(self, record: Record, kept: bool = False) -> None:
+        debt = self.debts.add(record, record.origin == self.ctx.node, kept)
         if debt is not None:
             self.sending.plan(debt)
 

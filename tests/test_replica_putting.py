@@ -539,6 +539,20 @@ def test_what_stands_in_the_log_is_not_lost_with_its_file() -> None:
     assert list(alpha.replica.debts.open) == [made.key]
 
 
+@pytest.mark.parametrize("lives", [1, 2])
+def test_what_stands_in_a_private_file_is_not_given_up_when_that_is_missing(lives: int) -> None:
+    """A store that is away for a moment shows no file at all: the log must still answer for what it accepted."""
+    alpha = Bench().boot()
+    made = alpha.accepted(NAME, 5)
+    if lives == 2:
+        entries = [log.entry for log in only(alpha.effects, f.Log)]
+        alpha = Bench(boot=2).has(made, places=[place(PATH, 5), private(5)]).boot(pending=entries)
+    out = alpha.done(e.Withdrawn(place(PATH, 5), "it is gone")) + alpha.done(e.Withdrawn(private(5), "it is gone"))
+    assert only(out, f.Release) == []
+    assert [report.event for report in only(out, f.Report)] == []
+    assert list(alpha.replica.debts.open) == [made.key]
+
+
 def test_what_one_other_node_has_is_not_lost() -> None:
     alpha = ready()
     made = alpha.accepted(NAME, 5, source=f.Referenced(place(PATH, 5)))
