@@ -48,6 +48,7 @@ from storage.depot import Depot
 from storage.entries import EntryUnreadable, decode_entry
 from storage.files import FileLayer
 from storage.manifest import Manifest
+from storage.manifest_file import REBUILT
 from storage.places import Lookups
 from storage.refusals import StoreError
 from storage.room import Room, RoomLimits, RoomState, disk_usage
@@ -167,8 +168,8 @@ class Agent:
         return tuple(entries)
 
     def _paths_to_keep(self) -> frozenset[str] | None:
-        """Where the bytes of recovered entries lie; None when an entry is unreadable, since it may name any file."""
-        if not self._recovered_all:
+        """Where the bytes of recovered entries lie; None when private files nobody names may still be somebody's."""
+        if not self._recovered_all or self.manifest.fact(REBUILT):
             return None
         return frozenset(entry.source.place.path for entry in self._recovered if not isinstance(entry.source, f.Inline))
 

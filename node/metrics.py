@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import psutil
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ GAUGES = {
     "spore_disk_capacity_bytes": "used and available bytes of the file system of the root",
     "spore_accepting": "1 while the disk cap allows bytes for others",
     "spore_uptime_seconds": "seconds since the agent started",
+    "spore_resident_bytes": "memory of the agent's process that is in use",
+    "spore_cpu_seconds": "processor time of the agent's process, user and system, since its start",
 }
 
 
@@ -34,6 +37,7 @@ class Metrics:
     """A registry of gauges, filled at each scrape."""
 
     def __init__(self) -> None:
+        self._process = psutil.Process()
         self._registry = CollectorRegistry()
         self._gauges = {name: Gauge(name, text, registry=self._registry) for name, text in GAUGES.items()}
 
@@ -60,4 +64,6 @@ class Metrics:
             "spore_disk_capacity_bytes": members.own.capacity_bytes,
             "spore_accepting": float(members.own.accepting),
             "spore_uptime_seconds": agent.loop.time() - agent.started,
+            "spore_resident_bytes": self._process.memory_info().rss,
+            "spore_cpu_seconds": sum(self._process.cpu_times()[:2]),
         }

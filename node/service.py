@@ -67,7 +67,11 @@ class Service:
                 deadline_ms=self._deadline_ms(request.timeout_seconds),
             )
         )
-        answer = await self._answer(number, future)
+        try:
+            answer = await self._answer(number, future)
+        finally:
+            if isinstance(accepted.source, f.Kept):
+                self.agent.depot.unpin(accepted.source.place)
         record = self._record_of(answer)
         return {
             "name": record.name,

@@ -17,6 +17,7 @@ from storage.mounts import network_file_system
 
 SIDECARS = ("-shm", "-wal")  # in the order in which they are moved: a new file must never meet an old log
 REBUILD = "stop the agent and run `spore verify --rebuild`"
+REBUILT = "rebuilt"  # this manifest does not know every private file that lies in the store: none is an orphan
 STAMP_MAX = (1 << 63) - 1  # SQLite's largest integer; a salvaged number beyond it is damage, not a fact
 SALVAGED_FACTS = ("boot", "last_hlc")  # what peers remember of us, so that a rebuilt manifest should not say less
 
@@ -114,7 +115,7 @@ def rebuild(path: Path, files: FileLayer | None = None) -> Path | None:
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=FULL")
         migrate(connection)
-        connection.executemany(_SET_FACT, sorted(salvaged.items()))
+        connection.executemany(_SET_FACT, sorted({**salvaged, REBUILT: "1"}.items()))
     layer.fsync_dir(path.parent)
     return aside
 
