@@ -756,3 +756,25 @@ def test_tables_on_a_terminal_show_names_as_they_are(agent: Agent) -> None:
     name = put(agent, "[bold]not markup", b"x")
     shown = on_a_terminal("ls", done=lambda shown: name.encode() in shown, then=lambda: None)
     assert b"not markup" in shown
+
+
+def test_init_names_the_other_hosts_of_the_fleet(tmp_path: Path) -> None:
+    result = spore(
+        "init", place, "--node", "a", "--address", "10.0.0.1", "--host", "b=10.0.0.2:7000", "--host", "c=10.0.0.3"
+    )
+    assert result.exit_code == 0, result.stderr
+    fleet = load_fleet(tmp_path / "n")
+    assert {name: host.dial_address for name, host in fleet.hosts.items()} == {
+        "a": "10.0.0.1:7946",
+        "b": "10.0.0.2:7000",
+        "c": "10.0.0.3:7946",
+    }
+
+
+@pytest.mark.parametrize("words", [["b"], ["b=x y"], ["B=10.0.0.2"], ["a=10.0.0.2"], ["b=10.0.0.1"]])
+def test_a_host_that_cannot_be_is_refused_before_anything_is_made(tmp_path: Path, words: list[str]) -> None:
+    options = [part for word in words for part in ("--host", word)]
+    result = spore("init", tmp_path / "n", "--node", "a", "--address", "10.0.0.1", *options)
+    assert result.exit_code == 2
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "n/identity").exists()
