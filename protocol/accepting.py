@@ -168,7 +168,7 @@ class Accepting:
                 self.debts.wait(Wait(put.request, record, put.wait_copies, put.wait_domains, put.deadline_ms))
         else:
             debt = self.debts.open.get(record.key)
-            receipts = debt.receipts if debt else self.debts.receipts(record)
+            receipts = self.debts.counting(debt.receipts) if debt else self.debts.receipts(record)
             self.ctx.emit(Answer(put.request, "", record, copies=len(receipts)))
 
     def cancel(self, request: int) -> None:

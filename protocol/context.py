@@ -32,7 +32,6 @@ class Started:
     batch: Batch
     then: Continuation
     failed: Failure
-    entry: Entry | None = None
 
 
 @dataclass(slots=True)
@@ -53,8 +52,9 @@ class Context:
     _started: deque[Started] = field(default_factory=deque)
     _records: dict[str, dict[RecordKey, Record]] = field(default_factory=dict)
     _holdings: dict[HoldingKey, Holding] = field(default_factory=dict)
-    _places: dict[str, tuple[int, Place | None]] = field(default_factory=dict)  # by path; None: being forgotten
+    _places: dict[str, tuple[Batch, Place | None]] = field(default_factory=dict)  # by path; None: being forgotten
     _coming: Counter[Digest] = field(default_factory=Counter)
+    _logging: dict[int, Digest] = field(default_factory=dict)  # by the commit that follows the entry
 
     def __post_init__(self) -> None:
         self.change_fleet(self.fleet)
@@ -117,9 +117,10 @@ class Context:
         if entry is not None:
             self._seq += 1
             self.emit(Log(self._seq, entry))
+            self._logging[self._seq + 1] = entry.record.digest
         self._seq += 1
-        self._show(batch, self._seq)
-        self._started.append(Started(self._seq, batch, then, failed or self._shrug, entry))
+        self._show(batch)
+        self._started.append(Started(self._seq, batch, then, failed or self._shrug))
         self.emit(Commit(self._seq, batch))
 
     @property
@@ -131,32 +132,38 @@ class Context:
         """Everything up to here is on the disk: rows leave the overlay, continuations run in order."""
         while self._started and self._started[0].seq <= upto:
             started = self._started.popleft()
-            self._hide(started.batch, started.seq)
+            self._hide(started.batch)
             started.then()
+        self._forget_entries(upto)
 
     def failed(self, first: int, upto: int, error: str) -> None:
         """These are not on the disk: nothing of them was told, and now nothing of them is known."""
         while self._started and self._started[0].seq <= upto:
             started = self._started.popleft()
-            self._hide(started.batch, started.seq)
+            self._hide(started.batch)
             if started.seq >= first:
                 started.failed(error)
+        self._forget_entries(upto)
+
+    def _forget_entries(self, upto: int) -> None:
+        for seq in [seq for seq in self._logging if seq <= upto]:
+            del self._logging[seq]
 
     def _shrug(self, error: str) -> None:
         self.report("error", "commit_failed", f"a batch of rows was not committed and is not remembered: {error}")
 
-    def _show(self, batch: Batch, seq: int) -> None:
+    def _show(self, batch: Batch) -> None:
         for record in batch.rows.records:
             self._records.setdefault(record.name, {})[record.key] = record
         for holding in batch.rows.holdings:
             self._holdings[holding.key] = holding
         for path in batch.forget_places:
-            self._places[path] = (seq, None)
+            self._places[path] = (batch, None)
         for place in batch.places:
-            self._places[place.path] = (seq, place)
+            self._places[place.path] = (batch, place)
         self._coming.update(_bytes_of(batch))
 
-    def _hide(self, batch: Batch, seq: int) -> None:
+    def _hide(self, batch: Batch) -> None:
         for record in batch.rows.records:
             named = self._records.get(record.name)
             if named is not None and named.get(record.key) is record:
@@ -167,7 +174,7 @@ class Context:
             if self._holdings.get(holding.key) is holding:
                 del self._holdings[holding.key]
         for path in [*batch.forget_places, *(place.path for place in batch.places)]:
-            if path in self._places and self._places[path][0] == seq:
+            if path in self._places and self._places[path][0] is batch:
                 del self._places[path]
         for digest in _bytes_of(batch):
             self._coming[digest] -= 1
@@ -239,7 +246,7 @@ class Context:
 
     def logging(self, digest: Digest) -> bool:
         """Whether a WAL entry of our own that protects these bytes is on its way to the disk."""
-        return any(s.entry is not None and s.entry.record.digest == digest for s in self._started)
+        return digest in self._logging.values()
 
     def still_unneeded(self, places: tuple[Place, ...]) -> tuple[Place, ...]:
         """Of places that were to be removed, those whose bytes no version has come to need meanwhile."""

@@ -120,6 +120,8 @@ class Debts:
         """Eligibility changed (a node came or went, the hosts file changed): some debts may now be settled."""
         for debt in list(self.open.values()):
             self.settle_if_durable(debt)
+        for digest in list(self._waits):
+            self._answer_waits(digest)
 
     def pool_of(self, record: Record, copies: int = 0, domains: int = 0) -> Pool:
         needed = copies or self.ctx.min_copies(record)
@@ -160,7 +162,16 @@ class Debts:
         debt = Debt(record, False, self._origin_store(record))
         for holding in self.ctx.catalogue.holdings(record.digest):
             self._count(debt, holding)
-        return debt.receipts
+        return self.counting(debt.receipts)
+
+    def counting(self, receipts: dict[StoreId, Seat]) -> dict[StoreId, Seat]:
+        """Of these receipts, those of nodes that are there or not away for long: a dead disk is no copy.
+
+        Asked at each use, since time alone takes a node out. Retention then keeps more, and never drops more.
+        """
+        if all(self.members.counts(seat.node, store) for store, seat in receipts.items()):
+            return receipts
+        return {store: seat for store, seat in receipts.items() if self.members.counts(seat.node, store)}
 
     def durable_by(self, record: Record, holdings: Iterable[Holding]) -> bool:
         """As `enough` with policy's copies, when the present holdings are at hand."""
@@ -176,6 +187,7 @@ class Debts:
         """K over d, the cheap part of the question first: most are asked while receipts are still missing."""
         if len(receipts) < (copies or self.ctx.min_copies(record)):
             return False
+        receipts = self.counting(receipts)
         return durable(receipts, self.pool_of(record, copies, domains), self.seats_of(record), domains)
 
     def wait(self, wait: Wait) -> None:

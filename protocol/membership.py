@@ -18,6 +18,7 @@ from protocol.values import Batch, Member, NodeId, Presence, Rows, StoreId
 DIAL_MS_MIN = 500  # the first retry: a neighbour that restarts is back in about a second
 DIAL_MS_MAX = 15_000  # the longest a returning node waits to be found by a peer it cannot dial itself
 RESTATE_MS_MIN = 2_000  # what changes all the time (bytes at risk, disk use) is told at most this often
+REPAIR_GRACE_MS = 60_000  # a node away for less is not worth copying its artifacts for
 MEMBERS_MAX = 10_000  # the largest fleet simulated; further names are ignored and reported
 
 
@@ -45,6 +46,7 @@ class Membership:
         self._told = self.own
         self._rows: dict[NodeId, Member] = {}
         self._seats: dict[StoreId, list[Seat]] = {}  # by the store that does not count
+        self._stores: frozenset[StoreId] | None = None  # of nodes that are there
 
     # --- our own row ---
 
@@ -69,11 +71,11 @@ class Membership:
             excluded=host.excluded,
             policy_hash=self.ctx.fleet.hash[:16],
         )
-        self._seats.clear()
+        self._seats_changed()
 
     def state(self, **facts: object) -> None:
         """Change what we say of ourselves; told by `tick`, at once when placement depends on it."""
-        self._seats.clear()
+        self._seats_changed()
         self.own = replace(self.own, **facts)  # type: ignore[arg-type]  # field names are checked by the callers' tests
 
     def restatement(self) -> Batch | None:
@@ -121,19 +123,34 @@ class Membership:
         peer = self.peers.get(node)
         return self.ctx.now_ms - (peer.down_since_ms if peer else 0)
 
+    def counts(self, node: NodeId, store: StoreId) -> bool:
+        """Whether what a node said it holds counts as a copy: it is there, or not away for long, or a mate of its
+        store is there. A dead disk holds nothing, whatever it once said."""
+        return self.is_alive(node) or self.gone_ms(node) < REPAIR_GRACE_MS or store in self._live_stores()
+
+    def _live_stores(self) -> frozenset[StoreId]:
+        if self._stores is None:
+            self._stores = frozenset(member.store for member in (*self.alive.values(), self.own))
+        return self._stores
+
+    def _seats_changed(self) -> None:
+        """Who is alive, or what it says of its store, has changed."""
+        self._seats.clear()
+        self._stores = None
+
     def session_up(self, peer: NodeId, hello: Hello) -> None:
         self._know(peer, hello.member.address)
         state = self.peers.setdefault(peer, Peer(hello.member.address))
         state.backoff_ms, state.left, state.boot = DIAL_MS_MIN, False, hello.boot
         self.alive[peer] = hello.member
-        self._seats.clear()
+        self._seats_changed()
 
     def session_down(self, peer: NodeId, why: str) -> None:
         if self.alive.pop(peer, None) is not None:
             state = self.peers[peer]
             state.down_since_ms = self.ctx.now_ms
             state.next_dial_ms = self.ctx.now_ms + DIAL_MS_MIN
-            self._seats.clear()
+            self._seats_changed()
             level = "info" if state.left else "warning"
             self.ctx.report(level, "peer_down", f"{peer} is no longer connected: {why}")
 
@@ -159,7 +176,7 @@ class Membership:
         if before is None or member.seq < before.seq:
             return False
         self.alive[member.node] = member
-        self._seats.clear()
+        self._seats_changed()
         return (before.accepting, before.excluded, seat_of(before)) != (
             member.accepting,
             member.excluded,

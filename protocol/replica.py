@@ -19,7 +19,7 @@ from protocol.context import Context
 from protocol.debts import Debt, Debts
 from protocol.effects import Answer, Effects, Entry, Exit, Hangup, Inline, Referenced, Release, Scan, SetTimer, Unlink
 from protocol.fleet import RESERVED_KIND, Fleet
-from protocol.membership import Membership
+from protocol.membership import REPAIR_GRACE_MS, Membership
 from protocol.receiving import Receiving
 from protocol.retention import Retention
 from protocol.sending import Sending
@@ -30,7 +30,6 @@ TICK_MS = 1_000  # time-outs, dials, retention and retries are looked at this of
 HEAL_MS = 5_000  # after a failed commit, an empty one probes the disk this often
 SWEEP_PAGE = 500  # records looked at per event: 20 ms of work
 SWEEP_FIRST_MS = 15_000  # after boot: peers have connected, and what they push has come
-REPAIR_GRACE_MS = 60_000  # a node away for less is not worth copying its artifacts for
 TRANSFERS_PER_BOOT = 1 << 32  # transfer numbers of one life never meet those of the next
 PUMP_AT_ONCE_MAX = 1_000  # wanted artifacts looked through for each news of a holding; above, the tick does it
 START = ("", 0, "")

@@ -78,7 +78,7 @@ class Sending:
         around = self.debts.pool_of(debt.record)
         busy = {node for node, (until, _) in debt.refused.items() if until > now}
         ranked = [seat for seat in around.seats if seat.node not in busy and seat.store != self.ctx.store]
-        receipts = counted(debt.receipts, around, self.debts.seats_of(debt.record))
+        receipts = counted(self.debts.counting(debt.receipts), around, self.debts.seats_of(debt.record))
         have = receipts + [seat for seat in around.seats if seat.node in debt.asked]
         chosen = targets(ranked, around.copies, around.domains, have)
         for seat in chosen:

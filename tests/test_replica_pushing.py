@@ -10,6 +10,8 @@ from protocol import events as e
 from protocol import messages as m
 from protocol.debts import Debt
 from protocol.fleet import Bandwidth, Host, Kind, Routing
+from protocol.membership import REPAIR_GRACE_MS
+from protocol.replica import SWEEP_FIRST_MS
 from protocol.sending import (
     ASKED_PER_PEER,
     BATCH_COUNT,
@@ -383,6 +385,76 @@ def test_two_copies_lost_with_their_sessions_are_still_two_copies() -> None:
         alpha.done(e.SessionDown(peer, "it was killed"))
     alpha.tick()
     assert len(offered_to(alpha, made)) == 2
+
+
+def without_its_copies(alpha: Bench) -> Record:
+    """Of an artifact of ours that beta and gamma have, both are killed; delta is there and may have it too."""
+    made = alpha.accepted(NAME, 5)
+    for peer in offered_to(alpha, made):
+        alpha.receipt(peer, made)
+    alpha.connect("delta", "epsilon")
+    for peer in ("beta", "gamma"):
+        alpha.done(e.SessionDown(peer, "it was killed"))
+    return made
+
+
+def swept(alpha: Bench, made: Record) -> list[str]:
+    """Whom a sweep over this record makes us offer it to."""
+    (scan,) = only(alpha.tick(), f.Scan)
+    page = ((made, alpha.catalogue.holdings(made.digest)),)
+    return [peer for peer, _ in sent(alpha.done(e.Scanned(scan.op, page, last=True)), m.Offer)]
+
+
+def test_copies_of_nodes_that_are_away_for_long_are_made_anew() -> None:
+    alpha = ready("beta", "gamma")
+    made = without_its_copies(alpha)
+    alpha.now_ms += REPAIR_GRACE_MS
+    assert sorted(swept(alpha, made)) == ["delta", "epsilon"]
+    assert list(alpha.replica.debts.open) == [made.key]
+
+
+def test_copies_of_nodes_that_left_are_made_anew_at_the_next_sweep() -> None:
+    alpha = ready().connect("delta", "epsilon")
+    made = alpha.accepted(NAME, 5)
+    targets = offered_to(alpha, made)
+    for peer in targets:
+        alpha.receipt(peer, made)
+    for peer in targets:
+        alpha.hears(peer, m.Goodbye("nothing at risk"))
+    alpha.now_ms += SWEEP_FIRST_MS
+    assert sorted(swept(alpha, made)) == sorted({"beta", "gamma", "delta", "epsilon"} - set(targets))
+
+
+def test_a_copy_of_a_dead_node_counts_while_a_mate_of_its_store_is_there() -> None:
+    nfs = store_of("nfs")
+    alpha = Bench().boot().connect("beta", "gamma", store=nfs).connect("delta")
+    made = alpha.accepted(NAME, 5)
+    alpha.done(e.Received("beta", m.Receipt(0, (Holding("beta", nfs, made.digest, 1 << 60),))))
+    alpha.receipt("delta", made)
+    alpha.done(e.SessionDown("beta", "it was killed"))
+    alpha.now_ms += REPAIR_GRACE_MS
+    assert len(alpha.replica.debts.receipts(made)) == 2
+    assert swept(alpha, made) == []
+
+
+def test_what_was_owed_because_its_copies_were_away_is_settled_when_they_are_back() -> None:
+    alpha = ready("beta", "gamma")
+    made = without_its_copies(alpha)
+    alpha.now_ms += REPAIR_GRACE_MS
+    swept(alpha, made)
+    alpha.connect("beta", "gamma")
+    assert alpha.replica.debts.open == {}
+
+
+def test_a_wait_counts_the_copies_of_nodes_that_are_there_and_is_answered_when_they_are_back() -> None:
+    alpha = ready("beta", "gamma")
+    without_its_copies(alpha)
+    alpha.now_ms += REPAIR_GRACE_MS
+    assert only(alpha.done(e.Await(9, NAME, 2, 0, alpha.now_ms + 60_000)), f.Answer) == []
+    before = len(alpha.effects)
+    alpha.connect("beta", "gamma")
+    (answer,) = only(alpha.effects[before:], f.Answer)
+    assert (answer.request, answer.error, answer.copies) == (9, "", 2)
 
 
 # --- late and unknown answers ---

@@ -10,8 +10,8 @@ from protocol import events as e
 from protocol import messages as m
 from protocol.clock import COUNTER_BITS, FUTURE_MS_MAX
 from protocol.fleet import Host, Routing
-from protocol.membership import DIAL_MS_MAX, DIAL_MS_MIN, RESTATE_MS_MIN
-from protocol.replica import REPAIR_GRACE_MS, SWEEP_FIRST_MS, SWEEP_PAGE
+from protocol.membership import DIAL_MS_MAX, DIAL_MS_MIN, REPAIR_GRACE_MS, RESTATE_MS_MIN
+from protocol.replica import SWEEP_FIRST_MS, SWEEP_PAGE
 from protocol.spreading import PAGE_ROWS, QUIET_MS, STREAM_MS_MIN
 from protocol.values import Batch, Member, Presence, Record, Rows, State
 from tests.replicas import (
