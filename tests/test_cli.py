@@ -760,7 +760,16 @@ def test_tables_on_a_terminal_show_names_as_they_are(agent: Agent) -> None:
 
 def test_init_names_the_other_hosts_of_the_fleet(tmp_path: Path) -> None:
     result = spore(
-        "init", place, "--node", "a", "--address", "10.0.0.1", "--host", "b=10.0.0.2:7000", "--host", "c=10.0.0.3"
+        "init",
+        tmp_path / "n",
+        "--node",
+        "a",
+        "--address",
+        "10.0.0.1",
+        "--host",
+        "b=10.0.0.2:7000",
+        "--host",
+        "c=10.0.0.3",
     )
     assert result.exit_code == 0, result.stderr
     fleet = load_fleet(tmp_path / "n")
