@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from itertools import islice
 
 from protocol.context import Context
 from protocol.effects import Answer
@@ -16,6 +17,7 @@ from protocol.membership import Membership
 from protocol.placement import Pool, Seat, durable, pool
 from protocol.values import Digest, Holding, NodeId, Record, RecordKey, StoreId
 
+RECOUNTS_PER_TICK = 1_000  # debts and waits counted anew at once: 30 ms of work
 WAITS_MAX = 100_000  # waiting requests; each is a client's open connection or one put of a pipelined call
 
 
@@ -65,6 +67,7 @@ class Debts:
         self.open: dict[RecordKey, Debt] = {}
         self.bytes = 0
         self._by_digest: dict[Digest, dict[RecordKey, None]] = {}
+        self._uncounted: dict[Digest, None] = {}  # to be counted anew: at most what is open or waited for
         self._waits: dict[Digest, dict[int, Wait]] = {}
         self._wait_digest: dict[int, Digest] = {}
 
@@ -117,10 +120,18 @@ class Debts:
         return True
 
     def recount(self) -> None:
-        """Eligibility changed (a node came or went, the hosts file changed): some debts may now be settled."""
-        for debt in list(self.open.values()):
-            self.settle_if_durable(debt)
-        for digest in list(self._waits):
+        """Eligibility changed (a node came or went, the hosts file changed): some debts may now be settled.
+
+        At once as many as one event may cost; the rest follows with the ticks.
+        """
+        self._uncounted |= dict.fromkeys(self._by_digest) | dict.fromkeys(self._waits)
+        self._recount_some()
+
+    def _recount_some(self) -> None:
+        for digest in list(islice(self._uncounted, RECOUNTS_PER_TICK)):
+            del self._uncounted[digest]
+            for debt in self.of(digest):
+                self.settle_if_durable(debt)
             self._answer_waits(digest)
 
     def pool_of(self, record: Record, copies: int = 0, domains: int = 0) -> Pool:
@@ -208,7 +219,8 @@ class Debts:
                 del self._waits[digest]
 
     def tick(self) -> None:
-        """Answer the waits whose time is over."""
+        """Go on counting anew; answer the waits whose time is over."""
+        self._recount_some()
         for waits in list(self._waits.values()):
             for wait in list(waits.values()):
                 if wait.deadline_ms and self.ctx.now_ms >= wait.deadline_ms:

@@ -99,9 +99,9 @@ class Sending:
                 self.plan(debt)
 
     def replan_all(self) -> None:
-        """A new peer may be needed by debts that are asked of too few."""
-        for debt in list(self.debts.open.values()):
-            self.plan(debt)
+        """A new peer may be needed by debts that are asked of too few: at once as many as one event may cost."""
+        self._unplanned |= dict.fromkeys(self.debts.open)
+        self.replan()
 
     def smallest_first(self) -> None:
         """Before leaving: as many artifacts as possible, so the smallest first."""

@@ -457,6 +457,31 @@ def test_a_wait_counts_the_copies_of_nodes_that_are_there_and_is_answered_when_t
     assert (answer.request, answer.error, answer.copies) == (9, "", 2)
 
 
+def test_a_peer_that_comes_to_many_debts_is_planned_for_in_bounded_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("protocol.sending.REPLANS_PER_TICK", 3)
+    alpha = Bench().boot()
+    made = [alpha.accepted(f"npz/{number}", number) for number in range(1, 8)]
+    alpha.connect("beta")
+    offered = [[r for to, records in offers(alpha.effects) for r in records if to == "beta"]]
+    while len(offered) < 4:
+        offered.append([r for _, records in offers(alpha.tick()) for r in records])
+    assert [len(records) for records in offered] == [3, 3, 1, 0]
+    assert sorted(r.name for records in offered for r in records) == sorted(r.name for r in made)
+
+
+def test_debts_that_a_new_hosts_file_settles_are_settled_in_bounded_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("protocol.debts.RECOUNTS_PER_TICK", 3)
+    alpha = ready("beta", "gamma")
+    for number in range(1, 8):
+        alpha.receipt("beta", alpha.accepted(f"npz/{number}", number))
+    alpha.done(e.FleetChanged(fleet(routing=Routing(min_copies=1))))
+    left = [len(alpha.replica.debts.open)]
+    while left[-1]:
+        alpha.tick()
+        left.append(len(alpha.replica.debts.open))
+    assert left == [4, 1, 0]
+
+
 # --- late and unknown answers ---
 
 
