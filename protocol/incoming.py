@@ -16,9 +16,10 @@ class Incoming:
     transfer: int
     offered: list[Record]
     verdicts: list[str]  # aligned with the offer: "" to take, else why not
-    started_ms: int
     request: int = 0  # a user's `get`: fetch only, hold nothing
     offered_by: NodeId = ""  # a source of our own fetch that may not have stated its holding
+    answers: bool = False  # the offer answers an Ask of ours; else it is a push, of what its sender owes
+    deadline_ms: int = 0  # when its sender must have given up too; 0 before the Take, and for our own fetches
     holdings: list[Holding] = field(default_factory=list)
     failed: list[tuple[Digest, str]] = field(default_factory=list)
 

@@ -20,6 +20,7 @@ from protocol.incoming import Incoming, Wanted, hash_order
 from protocol.membership import Membership
 from protocol.names import publication_path, publishable
 from protocol.placement import targets
+from protocol.sending import RECEIPT_MS_MAX, UPLOAD_BYTES_PER_SECOND_MIN
 from protocol.values import (
     Batch,
     Digest,
@@ -41,7 +42,6 @@ PUBLISH_COUNT = 1_000  # own artifacts published together: one sync of the file 
 ASK_MS = 60_000  # an Ask unanswered for this long was lost
 RETRY_MS = 5_000  # a failed fetch is tried again after this, from other holders first
 PUSH_GRACE_MS = 3_000  # a target of the origin's push waits this long for the offer before it fetches by itself
-INCOMING_MS_MAX = 30 * 60_000  # a transfer whose sender never ends it; the driver's stall watchdog is stricter
 
 
 class Receiving:
@@ -76,9 +76,11 @@ class Receiving:
     # --- offers ---
 
     def offered(self, peer: NodeId, offer: m.Offer) -> None:
-        incoming = Incoming(peer, offer.transfer, [p.record for p in offer.parcels], [], self.ctx.now_ms)
+        records = [p.record for p in offer.parcels]
+        incoming = Incoming(peer, offer.transfer, records, [], answers=bool(offer.answers))
         if incoming.key in self.incoming:
             return  # a repeated number under way: the first one answers
+        self._supersede(incoming)
         full = len(self.incoming) >= INCOMING_MAX or len(self.arriving) + len(offer.parcels) > ARRIVING_MAX
         incoming.verdicts = self._verdicts(incoming.offered) if not full else [m.BUSY] * len(incoming.offered)
         if not self.members.own.address:
@@ -96,6 +98,17 @@ class Receiving:
             self.arriving[parcel.record.digest] = incoming.key
             self.wanted.pop(parcel.record.digest, None)
         self.ctx.emit(Reserve(peer, offer.transfer, wanted))
+
+    def _supersede(self, offer: Incoming) -> None:
+        """A peer offers a version again only after its earlier offer failed on its side: that one will never come.
+
+        Versions are compared, not bytes: the same bytes under two names are two offers, both under way.
+        """
+        keys = {record.key for record in offer.offered}
+        for earlier in [x for x in self.incoming.values() if x.peer == offer.peer and x.answers == offer.answers]:
+            again = any(record.key in keys for record in earlier.accepted())
+            if again and not self._is_publishing(earlier):
+                self._close(earlier)
 
     def _fetch_instead(self, peer: NodeId, record: Record, verdict: str) -> str:
         """Nobody can dial this node, so nobody can upload to it: it fetches what it is offered."""
@@ -176,6 +189,8 @@ class Receiving:
             self._start_fetch(incoming)
             return
         self.ctx.send(incoming.peer, m.Take(incoming.transfer, tuple(incoming.verdicts), tuple(missing)))
+        size = sum(record.size for record in incoming.accepted())
+        incoming.deadline_ms = self.ctx.now_ms + RECEIPT_MS_MAX + size * 1000 // UPLOAD_BYTES_PER_SECOND_MIN
         if not incoming.accepted():
             self._close(incoming)
 
@@ -288,9 +303,7 @@ class Receiving:
     def _begin_fetch(self, record: Record, request: int, offered_by: NodeId = "") -> None:
         self._transfer += 1
         self.wanted.pop(record.digest, None)
-        incoming = Incoming(
-            self.ctx.node, self._transfer, [record], [""], self.ctx.now_ms, request, offered_by=offered_by
-        )
+        incoming = Incoming(self.ctx.node, self._transfer, [record], [""], request, offered_by=offered_by)
         self.incoming[incoming.key] = incoming
         self.arriving[record.digest] = incoming.key
         self.ctx.emit(Reserve(self.ctx.node, self._transfer, (Parcel(record),)))
@@ -321,7 +334,7 @@ class Receiving:
             for record, why in event.failed:
                 self._fail_fetch(incoming, record, why)
         if incoming.request and event.complete:
-            self.ctx.emit(Answer(incoming.request, "", incoming.offered[0]))
+            self._answer(incoming, "")
             self._close(incoming)
             return
         allowed = {record.digest: record for record in incoming.accepted()}
@@ -448,18 +461,19 @@ class Receiving:
 
     def _fail_fetch(self, incoming: Incoming, record: Record, why: str) -> None:
         if incoming.request:
-            self.ctx.emit(Answer(incoming.request, f"{record.name} could not be fetched: {why}", record))
+            self._answer(incoming, f"{record.name} could not be fetched: {why}")
             return
         self.ctx.report("warning", "fetch_failed", f"{record.name} was not fetched and will be tried again: {why}")
         self.wanted[record.digest] = Wanted(record, self.ctx.now_ms + RETRY_MS)
 
-    def _give_up(self, incoming: Incoming) -> None:
-        """Nobody ever ended it: who waits for a fetch of ours is told, and what is wanted here is tried again."""
-        if incoming.peer == self.ctx.node:
-            self._fail_fetch(incoming, incoming.offered[0], "it did not come in time")
-        self._close(incoming)
+    def _answer(self, incoming: Incoming, error: str) -> None:
+        """Who waits for this fetch is told how it ended, once."""
+        request, incoming.request = incoming.request, 0
+        self.ctx.emit(Answer(request, error, incoming.offered[0]))
 
     def _close(self, incoming: Incoming) -> None:
+        if incoming.request:
+            self._answer(incoming, f"{incoming.offered[0].name} could not be fetched: it ended without the bytes")
         self.incoming.pop(incoming.key, None)
         for record in incoming.offered:
             if self.arriving.get(record.digest) == incoming.key:
@@ -481,8 +495,8 @@ class Receiving:
     def tick(self) -> None:
         now = self.ctx.now_ms
         for incoming in list(self.incoming.values()):
-            if now - incoming.started_ms > INCOMING_MS_MAX and not self._is_publishing(incoming):
-                self._give_up(incoming)
+            if incoming.deadline_ms and now > incoming.deadline_ms and not self._is_publishing(incoming):
+                self._finish(incoming)  # our own fetches have no deadline: the driver ends those that stall
         if self.recording:
             self._record_the_rest()
         for digest in [d for d, (_, until) in self._asked.items() if until <= now]:
