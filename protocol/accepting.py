@@ -48,6 +48,8 @@ class Accepting:
         current = versions[0] if versions else None
         if current is not None and current.digest == put.digest and self._kept_already(put, current):
             self._hold_again(put, current)
+        elif published := self._published_before(put, versions):
+            self._hold_again(put, published)
         elif not put.known:
             self._put_scanned(put, versions)
         else:
@@ -87,6 +89,15 @@ class Accepting:
         """Whether our own store has these bytes, or our log answers for them."""
         owed = any(debt.own for debt in self.debts.of(digest))
         return owed or bool(self.ctx.places(digest)) or self.ctx.logging(digest)
+
+    def _published_before(self, put: Put, versions: list[Record]) -> Record | None:
+        """The version that a scan has found again at a path of which the manifest knows nothing.
+
+        We published it and died before the manifest learned it. Were it taken for a user's, old would beat new.
+        """
+        if put.live or put.place is None or self.ctx.place(put.place.path) is not None:
+            return None
+        return next((v for v in versions if v.state is State.LIVE and v.digest == put.digest), None)
 
     def _put_scanned(self, put: Put, versions: list[Record]) -> None:
         """A file found without knowledge: known bytes become a holding, others a version below all that is known."""

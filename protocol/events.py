@@ -24,7 +24,8 @@ class Put:
 
     `place` is the user's own file when it lies in the watched folder (None for bytes from the CLI). `known` is False
     when the file was found by a scan that has no knowledge of what it replaces: it then never outranks anything.
-    `request` 0 means that nobody waits for an answer.
+    `live` says that it was written while we watched, or came by the CLI; a scan may also find what we published and
+    did not live to record. `request` 0 means that nobody waits for an answer.
     """
 
     request: int
@@ -40,6 +41,7 @@ class Put:
     wait_copies: int = 0
     wait_domains: int = 0
     deadline_ms: int = 0
+    live: bool = True
 
 
 @dataclass(frozen=True, slots=True)

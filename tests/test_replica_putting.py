@@ -353,6 +353,24 @@ def test_a_file_without_history_whose_bytes_are_an_older_version_becomes_a_holdi
     assert alpha.catalogue.versions(NAME) == (newer, older)
 
 
+@pytest.mark.parametrize("live", [True, False])
+def test_what_a_scan_finds_where_nothing_was_known_is_the_version_it_has_the_bytes_of(live: bool) -> None:
+    """We published it and died before the manifest learned it; written while we watch, it is a user's new version."""
+    old, new = record(NAME, 5, at_ms=NOW - 2), record(NAME, 6, at_ms=NOW - 1)
+    alpha = ready().has(old, new)
+    out = alpha.done(alpha.put(NAME, 5, live=live))
+    assert bool(only(out, f.Log)) is live
+    assert (alpha.replica.ctx.current(NAME) == new) is not live
+    assert alpha.replica.ctx.holds(digest(5))
+    assert alpha.catalogue.place(PATH) == place(PATH, 5)
+
+
+def test_older_bytes_that_a_scan_finds_over_a_known_file_are_a_new_version() -> None:
+    old, new = record(NAME, 5, at_ms=NOW - 2), record(NAME, 6, at_ms=NOW - 1)
+    alpha = ready().has(old, new, holding("alpha", 6), places=[place(PATH, 6)])
+    assert only(alpha.done(alpha.put(NAME, 5, live=False)), f.Log)
+
+
 def test_a_file_without_history_is_written_after_it_like_any_other() -> None:
     alpha = ready()
     found = alpha.accepted(NAME, 5, known=False)
