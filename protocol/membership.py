@@ -79,7 +79,7 @@ class Membership:
         self.own = replace(self.own, **facts)  # type: ignore[arg-type]  # field names are checked by the callers' tests
 
     def restatement(self) -> Batch | None:
-        """Our own row with a new number, when it is due; to be committed and then told."""
+        """Our own row with a new number, when it is due; to be committed and then told (see `untold`)."""
         now = self.ctx.now_ms
         urgent = (self.own.accepting, self.own.presence, self.own.policy_hash, self.own.excluded) != (
             self._told.accepting,
@@ -92,6 +92,11 @@ class Membership:
         self.own = self._told = replace(self.own, seq=self.ctx.clock.stamp(now))
         self._restated_ms = now
         return Batch(Rows(members=(self.own,)))
+
+    def untold(self, batch: Batch) -> None:
+        """This restatement did not reach the disk: what it said is still to be said, unless a later one has."""
+        if self._told in batch.rows.members:
+            self._told = replace(self._told, seq=0)
 
     def hello(self, boot: int) -> Hello:
         return Hello(self.ctx.fleet.cluster, self.own, boot, self.ctx.catalogue.fold())

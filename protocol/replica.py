@@ -163,7 +163,7 @@ class Replica:
         self.members.state(at_risk_count=len(own), at_risk_bytes=sum(debt.record.size for debt in own))
         batch = self.members.restatement()
         if batch is not None:
-            self.ctx.commit(batch, lambda: self.spreading.tell(batch.rows))
+            self.ctx.commit(batch, lambda: self.spreading.tell(batch.rows), lambda error: self.members.untold(batch))
 
     # --- what was committed ---
 

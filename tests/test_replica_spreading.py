@@ -351,6 +351,17 @@ def test_what_changes_all_the_time_is_told_now_and_then() -> None:
     assert 1 <= len(told) <= 4
 
 
+def test_what_we_say_of_ourselves_is_said_again_when_it_could_not_be_written() -> None:
+    alpha = ready("beta")
+    alpha.tick(RESTATE_MS_MIN)
+    alpha.handle(e.DiskChanged(True, True, 1 << 40, 2 << 30))
+    alpha.now_ms += RESTATE_MS_MIN
+    alpha.handle(e.Timer("tick"))
+    alpha.fail()
+    again = alpha.tick(RESTATE_MS_MIN)
+    assert [x.used_bytes for _, told in sent(again, m.RowsMessage) for x in told.rows.members] == [2 << 30]
+
+
 def test_what_would_be_lost_if_this_node_died_now_is_told() -> None:
     alpha = ready("beta")
     made = alpha.accepted(NAME, 5)
