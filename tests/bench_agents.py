@@ -104,7 +104,7 @@ def puts(folder: Path, label: str, env: dict[str, str]) -> float:
         durable = time.perf_counter() - began
         status = fleet.ask("a", "status")
     print(
-        f"{FILES} × 10 KiB in one call{label}   accepted {FILES / accepted:.0f}/s   "
+        f"{FILES} x 10 KiB in one call{label}   accepted {FILES / accepted:.0f}/s   "
         f"two receipts {FILES / durable:.0f}/s   ({accepted:.1f} s, {durable:.1f} s)  wal {status['wal']}"
     )
     return durable
@@ -139,8 +139,8 @@ def main() -> None:
     chosen = parser.parse_args()
     base = Path(tempfile.mkdtemp(prefix="spore-bench-"))
     print(
-        f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, Python {platform.python_version()}, "
-        "no bandwidth limit, three agents on loopback"
+        f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, "
+        f"Python {platform.python_version()}, no bandwidth limit, three agents on loopback"
     )
     try:
         if "latency" in chosen.what:
