@@ -191,6 +191,7 @@ class Agent:
             self.post,
             self.report,
             self.committer.room,
+            self.request,
         )
 
     async def _open_network(self) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 
 from node.snapshot import SnapshotError, SnapshotFacts, snapshot_database
 from node.watcher import Found, Watcher
-from protocol.effects import Report
+from protocol.effects import Answer, Kept, Report
 from protocol.events import Event, Put, Withdrawn
 from protocol.fleet import Fleet, Kind
 from protocol.names import NameRefused, name_of
@@ -48,6 +48,7 @@ class Database:
     live: bool
     facts: SnapshotFacts | None = None
     digest: Digest = b""  # of the last snapshot
+    tried: bool = False
     due_seconds: float = 0.0
     wanted: bool = True
 
@@ -65,6 +66,7 @@ class Intake:
     post: Callable[[Event], None]
     report: Callable[[Report], None]
     room: Callable[[], bool]
+    request: Callable[[], tuple[int, asyncio.Future[Answer]]]
     watcher: Watcher | None = None
     queue: dict[str, Found] = field(default_factory=dict)
     databases: dict[str, Database] = field(default_factory=dict)
@@ -73,11 +75,13 @@ class Intake:
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
     watching: asyncio.Lock = field(default_factory=asyncio.Lock)
     stopping: bool = False
+    learning: bool = True  # the manifest is new or rebuilt: what lay here before ranks below whatever is known
     missing_due_seconds: float = 0.0
 
     # --- life ---
 
     async def start(self) -> None:
+        self.learning = not self.manifest.scanned()
         for worker in range(WORKERS):
             self.tasks.append(asyncio.create_task(self._work(), name=f"intake {worker}"))
         self.tasks.append(asyncio.create_task(self._snapshots(), name="snapshots"))
@@ -167,13 +171,19 @@ class Intake:
         return self.depot.knows(path, stamp_of(status))
 
     def _scanned(self) -> None:
-        """The whole root was read: from now on what appears is new; what is missing is looked for now and then."""
+        """The whole root was read: was all that lay there taken in? What is missing is looked for now and then."""
         now = asyncio.get_running_loop().time()
-        if not self.manifest.scanned():
+        if self.learning and self._all_taken_in():
+            self.learning = False
             self._spawn(self.manifest.set_scanned())
         if now >= self.missing_due_seconds:
             self.missing_due_seconds = now + MISSING_SECONDS
             self._spawn(self._withdraw_missing())
+
+    def _all_taken_in(self) -> bool:
+        """Whether the manifest knows every file that the first scan found: a later one is then new for certain."""
+        assert self.watcher is not None, "it says that it has scanned"
+        return not self.watcher.old_files and all(found.tried or found.live for found in self.databases.values())
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
@@ -222,7 +232,12 @@ class Intake:
             self.report(Report("error", "not_accepted", f"{found.path} was not accepted: {refused}"))
             self._again(found, 30 * RETRY_SECONDS)
         else:
-            self._put(name, accepted, known=found.live or self.manifest.scanned())
+            self._put(name, accepted, known=found.live or self._is_new(name, accepted))
+
+    def _is_new(self, name: str, accepted: Accepted) -> bool:
+        """Of a file that nobody saw being written. One with the bytes of an earlier version is that version: a crash
+        between its rename and its commit left it."""
+        return not self.learning and all(known.digest != accepted.digest for known in self.manifest.versions(name))
 
     async def _accept_file(self, found: Found, kind: Kind) -> Accepted:
         stamp = Stamp(found.device, found.inode, found.size_bytes, found.mtime_ns)
@@ -244,9 +259,14 @@ class Intake:
         return not self.manifest.versions(f"{kind.name}/{found.path}")
 
     def _put(self, name: str, accepted: Accepted, known: bool, meta: tuple[tuple[str, str], ...] = ()) -> None:
+        number = 0
+        if isinstance(accepted.source, Kept):  # its file stays pinned until the put was committed or refused
+            number, answer = self.request()
+            place = accepted.source.place
+            answer.add_done_callback(lambda answered: self._answered(answered, place))
         self.post(
             Put(
-                0,
+                number,
                 name,
                 accepted.digest,
                 accepted.blake3,
@@ -258,6 +278,11 @@ class Intake:
                 meta,
             )
         )
+
+    def _answered(self, answered: asyncio.Future[Answer], kept: Place) -> None:
+        self.depot.unpin(kept)
+        if not answered.cancelled() and answered.result().error:
+            self.report(Report("error", "not_accepted", answered.result().error))
 
     async def _wait_for_room(self) -> None:
         """Back-pressure: while the WAL has no room, files wait on the disk where the user put them."""
@@ -289,7 +314,7 @@ class Intake:
 
     def retry(self, record: Record, path: str) -> None:
         """A publication met a local change at this path: accept that first."""
-        self._look_again(Found(record.kind, path, 0, 0, 0, 0, 0, live=True))
+        self._look_again(Found(record.kind, path, 0, 0, 0, 0, 0, live=False))
 
     # --- live databases ---
 
@@ -310,7 +335,7 @@ class Intake:
             await self._wait_for_room()
             taken = await loop.run_in_executor(self.threads, self._take, database, self._stands(database))
             if taken is not None:
-                known = database.live or self.manifest.scanned()
+                known = database.live or not self.learning
                 self._put(self._name_of(database), taken, known, (("snapshot", "sqlite"),))
         except Exception as problem:  # a database that cannot be copied must not end the snapshots of the others
             known = isinstance(problem, SnapshotError | StoreError | NameRefused)
@@ -319,6 +344,7 @@ class Intake:
             database.wanted = True
         finally:
             self.running.discard(database.path)
+            database.tried = True
             spent = loop.time() - started
             database.due_seconds = loop.time() + max(self._interval(), spent * (1 / SNAPSHOT_SHARE_MAX - 1))
 

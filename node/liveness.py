@@ -8,6 +8,7 @@ it is known to the caller or changes, so that a second scan does not promote wha
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from node.stability import FileIdentity
@@ -72,6 +73,10 @@ class Liveness:
     def is_old(self, path: str, status: os.stat_result) -> bool:
         """Whether an event concerns a file that has not changed since a scan found it lying there."""
         return bool(self._old) and self._old.get(path) == FileIdentity.of(status)
+
+    def old(self) -> Collection[str]:
+        """The files found lying there that the caller does not know yet."""
+        return self._old.keys()
 
     def known(self, path: str) -> None:
         """The caller knows the file, or it is gone: its past does not matter any more."""

@@ -154,6 +154,11 @@ class Watcher:
         await waiter
 
     @property
+    def old_files(self) -> int:
+        """Files that lay there at the first scan and that the caller did not know yet at the last one."""
+        return sum(self._databases.kind_of(path) is None for path in self._liveness.old())
+
+    @property
     def facts(self) -> WatcherFacts:
         return WatcherFacts(
             notified=self._watches.available,
