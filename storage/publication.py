@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from protocol.effects import Publication
-from protocol.names import OWN_FOLDER, SQLITE_SIDECARS
+from protocol.names import OWN_FOLDER, PEERS_FOLDER, SQLITE_SIDECARS
 from protocol.values import Place, Record
 from storage.acceptance import MODE_MASK
 from storage.blobs import Blob, FileBlob, whole
@@ -209,13 +209,34 @@ class Publisher:
     def _meet_existing(self, job: _Job, relpath: str, now: os.stat_result) -> None:
         if not stat.S_ISREG(now.st_mode):
             raise PathRefused(f"{relpath} is a folder, a link or a device here; move it away to let the file come")
-        known = self._places.at(relpath)
+        known: Place | None = self._places.at(relpath)
         if known is None or place_stamp(known) != stamp_of(now):
+            known = self._left_over(job, relpath, now)
+        if known is None:
             job.error = LOCAL_CHANGE
         elif known.digest == job.record.digest:
             job.place, job.renamed = known, True  # an earlier try may have failed at its last sync: all syncs again
         else:
             job.older = known
+
+    def _left_over(self, job: _Job, relpath: str, now: os.stat_result) -> Place | None:
+        """What a crash left between a rename and its commit: the very bytes that are to come, or, where nobody but us
+        writes, any other. It is taken for what it is, and makes room like an older version. None: a user's file."""
+        ours = relpath.partition("/")[0] == PEERS_FOLDER and not self._store.shared  # else a mate may have written it
+        if not ours and now.st_size != job.record.size:
+            return None
+        fd = self._files.open(self._store.root / relpath, _READ)
+        try:
+            stamp = stamp_of(self._files.fstat(fd))
+            digest = hash_file(self._files, fd).digest
+            unchanged = stamp == stamp_of(self._files.fstat(fd)) == stamp_of(now)
+        finally:
+            self._files.close(fd)
+        if not unchanged or not (ours or digest == job.record.digest):
+            return None
+        place = place_of(relpath, digest, stamp)
+        self._places.remember(place)
+        return place
 
     def _has_sidecars(self, target: Path) -> bool:
         """Beside a sidecar lies a live database, which is never replaced."""

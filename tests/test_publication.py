@@ -484,3 +484,27 @@ def test_a_failed_unlink_says_so_and_can_be_repeated(tmp_path: Path, code: int) 
         assert len(bench.depot.unlink([place])) == 1
         assert bench.depot.unlink([place]) == ()
         assert not (bench.root / PATH).exists()
+
+
+def test_what_a_crash_left_under_the_final_name_is_recognised_by_its_bytes(tmp_path: Path) -> None:
+    """Killed between the rename and the commit of its place: the same bytes come again, and no user wrote them."""
+    bench = Bench(tmp_path)
+    record = bench.arrive(NEW)
+    bench.depot.publish([Publication(record, PATH)])  # nothing of it reaches the manifest
+    after = Bench(tmp_path, manifest=bench.manifest)
+    [(_, place)] = after.publish(after.arrive(NEW, record)).done
+    assert (place.path, place.digest) == (PATH, record.digest)
+    assert (after.root / PATH).read_bytes() == NEW
+
+
+def test_what_a_crash_left_where_nobody_but_us_writes_makes_room_and_is_kept(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    path = "peers/b/games/live.db"
+    older = bench.arrive(OLD)
+    bench.depot.publish([Publication(older, path)])
+    after = Bench(tmp_path, manifest=bench.manifest)
+    outcome = after.publish(after.arrive(NEW), path)
+    assert (after.root / path).read_bytes() == NEW
+    [(moved_from, kept)] = outcome.moved
+    assert (moved_from, kept.digest) == (path, older.digest)
+    assert after.read(older.digest) == OLD
