@@ -38,6 +38,7 @@ class Wanted:
     record: Record
     due_ms: int
     offered_by: NodeId = ""
+    tries: int = 0  # how often it was asked of somebody
 
 
 def hash_order(node: NodeId, own: NodeId) -> int:

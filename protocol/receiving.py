@@ -15,11 +15,11 @@ from protocol.context import Context
 from protocol.debts import Debts
 from protocol.effects import Answer, Fetch, Publication, Publish, Reserve, Unlink, Unreserve
 from protocol.events import Arrived, Published, Reserved
-from protocol.fleet import RESERVED_KIND, Kind
+from protocol.fleet import RESERVED_KIND
 from protocol.incoming import Incoming, Wanted, hash_order
 from protocol.membership import Membership
 from protocol.names import publication_path, publishable
-from protocol.placement import targets
+from protocol.policy import Policy
 from protocol.sending import RECEIPT_MS_MAX, UPLOAD_BYTES_PER_SECOND_MIN
 from protocol.values import (
     Batch,
@@ -55,6 +55,7 @@ class Receiving:
         self.incoming: dict[tuple[NodeId, int], Incoming] = {}
         self.arriving: dict[Digest, tuple[NodeId, int]] = {}
         self.wanted: dict[Digest, Wanted] = {}
+        self.policy = Policy(ctx, members, debts)
         self.stopping = False
         self._asked: dict[Digest, tuple[NodeId, int]] = {}  # of whom, and until when an answer is waited for
         self._publishing: dict[int, Incoming | None] = {}
@@ -198,67 +199,18 @@ class Receiving:
 
     def consider(self, record: Record) -> None:
         """Whether this record's bytes should lie here although nobody pushes them: then put it on the list."""
-        if len(self.wanted) >= WANTED_MAX or not self._placed_here(record):
+        if len(self.wanted) >= WANTED_MAX or self.stopping or not self.policy.places_here(record):
             return
         if self.ctx.holds(record.digest):
             self._name_held_bytes(record)
-        elif record.digest not in self.arriving and self.members.own.accepting and self._receives_for_store():
-            wait = PUSH_GRACE_MS if self._is_target(record) else 0
+        elif record.digest not in self.arriving and self.members.own.accepting and self.policy.receives_for_store():
+            wait = PUSH_GRACE_MS if self.policy.is_target(record) else 0
             self.wanted.setdefault(record.digest, Wanted(record, self.ctx.now_ms + wait))
 
     def fetch_again(self, record: Record) -> None:
         """We held these bytes and lost them, and the cluster has too few copies without ours."""
-        if not self.ctx.excluded and not self.retention_drops(record) and len(self.wanted) < WANTED_MAX:
+        if not self.ctx.excluded and not self.policy.drops(record) and len(self.wanted) < WANTED_MAX:
             self.wanted.setdefault(record.digest, Wanted(record, self.ctx.now_ms))
-
-    def retention_drops(self, record: Record) -> bool:
-        kind = self.ctx.kind(record.name)
-        return kind is None or self._beyond_retention(kind, record)
-
-    def wants(self, record: Record) -> bool:
-        """Whether policy, as far as it can be told without a look-up, places this record here."""
-        kind = self.ctx.kind(record.name)
-        return kind is not None and not self.ctx.excluded and self._policy_places_here(kind, record)
-
-    def _placed_here(self, record: Record) -> bool:
-        """Whether policy places this record's bytes in our store."""
-        kind = self.ctx.kind(record.name)
-        if kind is None or record.state is not State.LIVE or self.ctx.excluded or self.stopping:
-            return False
-        if record.origin == self.ctx.node or not self._policy_places_here(kind, record):
-            return False
-        if not publishable(record.name, record.origin, kind.namespace == "node"):
-            return False
-        return not self._beyond_retention(kind, record)
-
-    def _policy_places_here(self, kind: Kind, record: Record) -> bool:
-        role = self.ctx.host.role
-        if kind.strategy == "pull":
-            return False
-        if kind.strategy == "broadcast":
-            return not kind.roles or role in kind.roles
-        return role in kind.roles or self._is_target(record)
-
-    def _is_target(self, record: Record) -> bool:
-        """Whether we are among the first K stores of this record, as its origin sees it."""
-        around = self.debts.pool_of(record)
-        first = targets(around.seats, around.copies, around.domains)
-        return any(seat.store == self.ctx.store for seat in first)
-
-    def _beyond_retention(self, kind: Kind, record: Record) -> bool:
-        kept = 0
-        for version in self.ctx.versions(record.name):  # newest first
-            if version.state is State.DELETED:
-                return True
-            if version.key == record.key:
-                return kept >= kind.versions
-            kept += version.state is State.LIVE
-        return True
-
-    def _receives_for_store(self) -> bool:
-        """In an NFS group, the member first in name order fetches for all."""
-        mates = [node for node, x in self.members.alive.items() if x.store == self.ctx.store]
-        return all(self.ctx.node < node for node in mates)
 
     def fetch_for_user(self, request: int, record: Record) -> None:
         """Get the bytes into staging for `spore get`; nothing is held afterwards."""
@@ -279,14 +231,16 @@ class Receiving:
             if self.ctx.holds(digest) or digest in self.arriving:
                 del self.wanted[digest]
                 continue
-            sources = self._sources(digest, wanted.offered_by)
-            if not sources or digest in self._asked:
+            sources = [] if digest in self._asked else self._sources(digest, wanted.offered_by)
+            if not sources:
                 continue
-            if self._by_upload(wanted.record, sources[0]):
-                batch = asks.setdefault(sources[0], [])
+            source = sources[wanted.tries % len(sources)]  # who did not bring it is not asked twice in a row
+            if self._by_upload(wanted.record, source):
+                batch = asks.setdefault(source, [])
                 if len(batch) < ASK_COUNT:
                     batch.append(digest)
-                    self._asked[digest] = (sources[0], now + ASK_MS)
+                    wanted.tries += 1
+                    self._asked[digest] = (source, now + ASK_MS)
             elif running < self.ctx.routing.max_concurrent_syncs and len(self.incoming) < INCOMING_MAX:
                 running += 1
                 self._begin_fetch(wanted.record, 0, wanted.offered_by)

@@ -386,7 +386,7 @@ class Replica:
         """The common case, told from the page alone: it is durable, not owed, and lies in our store or need not."""
         if record.key in self.debts.open or not self.debts.durable_by(record, holdings):
             return False
-        return any(holding.store == self.ctx.store for holding in holdings) or not self.receiving.wants(record)
+        return any(holding.store == self.ctx.store for holding in holdings) or not self.receiving.policy.wants(record)
 
     def _can_send(self, record: Record) -> bool:
         return self.ctx.holds(record.digest) or bool(self.ctx.catalogue.places(record.digest))

@@ -18,6 +18,7 @@ from protocol.values import Batch, Holding, Member, NodeId, Record, Rows, newer
 
 PAGE_ROWS = 1_000  # rows in one message: about 200 kB of records
 QUIET_MS = 1_000  # folds are compared when neither side changed for so long: rows under way are no difference
+GOSSIP_INTERVALS_MAX = 3  # under a load that never rests, folds that differ for so long are exchanged all the same
 STREAM_MS_MIN = 10_000  # between two full exchanges with one peer
 FOLD_PEERS = 1  # peers asked at each interval
 
@@ -42,6 +43,7 @@ class Spreading:
         self._changed_ms = 0
         self._fold_due_ms = 0
         self._streamed_ms: dict[NodeId, int] = {}
+        self._agreed_ms: dict[NodeId, int] = {}
 
     def tell(self, rows: Rows) -> None:
         """Committed rows of our own making: to our own machines, and to every session once this event is handled."""
@@ -123,7 +125,13 @@ class Spreading:
 
     def fold(self, peer: NodeId, message: m.Fold) -> None:
         """Compare; where we differ, and nothing is under way, exchange in full."""
-        if message.fold == self.ctx.catalogue.fold() or self.ctx.now_ms - self._changed_ms < QUIET_MS:
+        if message.fold == self.ctx.catalogue.fold():
+            self._agreed_ms[peer] = self.ctx.now_ms
+            return
+        agreed_ms = self._agreed_ms.setdefault(peer, self.ctx.now_ms)  # or began to differ
+        settled = self.ctx.now_ms - max(agreed_ms, self._streamed_ms.get(peer, 0))
+        patience = GOSSIP_INTERVALS_MAX * int(self.ctx.routing.gossip_interval_seconds * 1000)
+        if self.ctx.now_ms - self._changed_ms < QUIET_MS and settled < patience:
             return
         if self._stream(peer, STREAM_MS_MIN) and not message.reply:
             self.ctx.send(peer, m.Fold(self.ctx.catalogue.fold(), reply=True))

@@ -420,7 +420,7 @@ def untargeted(name: str, alpha: Bench, **facts: Any) -> Record:
     """An artifact of beta's that its origin would not push to alpha."""
     for number in range(100, 200):
         made = record(name, number, **facts)
-        if not alpha.replica.receiving._is_target(made):
+        if not alpha.replica.receiving.policy.is_target(made):
             return made
     raise AssertionError("alpha is a target of everything")
 

@@ -1,0 +1,68 @@
+"""What policy wants in our own store: strategies, roles, first targets, retention, and who fetches for a group."""
+
+from __future__ import annotations
+
+from protocol.context import Context
+from protocol.debts import Debts
+from protocol.fleet import Kind
+from protocol.membership import Membership
+from protocol.names import publishable
+from protocol.placement import targets
+from protocol.values import Record, State
+
+
+class Policy:
+    """Answers for one node; decides nothing, changes nothing."""
+
+    def __init__(self, ctx: Context, members: Membership, debts: Debts) -> None:
+        self.ctx = ctx
+        self.members = members
+        self.debts = debts
+
+    def wants(self, record: Record) -> bool:
+        """Whether policy, as far as it can be told without a look-up, places this record here."""
+        kind = self.ctx.kind(record.name)
+        return kind is not None and not self.ctx.excluded and self._strategy_places_here(kind, record)
+
+    def places_here(self, record: Record) -> bool:
+        """Whether policy places this record's bytes in our store."""
+        kind = self.ctx.kind(record.name)
+        if kind is None or record.state is not State.LIVE or record.origin == self.ctx.node or not self.wants(record):
+            return False
+        if not publishable(record.name, record.origin, kind.namespace == "node"):
+            return False
+        return not self._beyond_retention(kind, record)
+
+    def drops(self, record: Record) -> bool:
+        """Whether this version is deleted, superseded, or of a kind that our hosts file does not have."""
+        kind = self.ctx.kind(record.name)
+        return kind is None or self._beyond_retention(kind, record)
+
+    def is_target(self, record: Record) -> bool:
+        """Whether we are among the first K stores of this record, as its origin sees it."""
+        around = self.debts.pool_of(record)
+        first = targets(around.seats, around.copies, around.domains)
+        return any(seat.store == self.ctx.store for seat in first)
+
+    def receives_for_store(self) -> bool:
+        """In an NFS group, the member first in name order fetches for all."""
+        mates = [node for node, x in self.members.alive.items() if x.store == self.ctx.store]
+        return all(self.ctx.node < node for node in mates)
+
+    def _strategy_places_here(self, kind: Kind, record: Record) -> bool:
+        role = self.ctx.host.role
+        if kind.strategy == "pull":
+            return False
+        if kind.strategy == "broadcast":
+            return not kind.roles or role in kind.roles
+        return role in kind.roles or self.is_target(record)
+
+    def _beyond_retention(self, kind: Kind, record: Record) -> bool:
+        kept = 0
+        for version in self.ctx.versions(record.name):  # newest first
+            if version.state is State.DELETED:
+                return True
+            if version.key == record.key:
+                return kept >= kind.versions
+            kept += version.state is State.LIVE
+        return True
