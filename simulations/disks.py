@@ -29,6 +29,7 @@ class SimFile:
     mtime_ns: int
     synced_by: NodeId = ""  # who has renamed it and not synced the folder yet; empty: it is durable
     before: SimFile | None = None
+    users: bool = False  # a user wrote it; else we published it
 
 
 @dataclass(slots=True, eq=False)

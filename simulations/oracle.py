@@ -101,6 +101,12 @@ class Oracle:
         if record.hlc >= SCANNED_MAX and versions and versions[0].order > record.order:
             self.violation(f"{node} stamped a new version of {record.name} below the one it replaces")
 
+    def published_file_found(self, node: NodeId, name: str, digest: Digest) -> None:
+        """Old never beats new: what we published ourselves must not come back as a user's new version."""
+        versions = self.disks[node].catalogue.versions(name)
+        if versions and versions[0].digest != digest:
+            self.violation(f"{node} takes a file of {name} that it published for a new version")
+
     def logged(self, node: NodeId, entry: Entry) -> None:
         """The WAL entry is on the disk and the node has been told so: from now on it answers for the bytes."""
         self._know(entry.record)

@@ -50,7 +50,8 @@ class Watching:
 
     def user_writes(self, path: str, digest: Digest, size: int) -> None:
         self._user_touched(path)
-        self.node.store.write(path, digest, size, self.node.around.schedule.now_ms)
+        file = self.node.store.write(path, digest, size, self.node.around.schedule.now_ms)
+        file.users = True
         self._notice(path)
 
     def user_removes(self, path: str) -> None:
@@ -96,7 +97,7 @@ class Watching:
         """A file that is not known as it is now."""
         file = self.node.store.files.get(path)
         place = self.node.disk.catalogue.place(path)
-        if file is not None and kind is not None and self._claim(path, file):
+        if file is not None and kind is not None and self._claim(path, file, kind):
             self._accept(path, file, kind, live=self.scanned)
         elif place is not None:
             self.node.handle(Withdrawn(place, "another member of the group has changed the file"))
@@ -104,12 +105,12 @@ class Watching:
     def in_the_way(self, path: str, kind: Kind | None) -> None:
         """Something is to be published over a file that we do not know: it is accepted first.
 
-        When another member of the NFS group has claimed it, it is that member's version, known here by its digest if at
-        all: it must not become a new one.
+        It may be a user's, another member's of the NFS group, or one that an earlier life published and did not live to
+        commit: so it does not outrank anything, unless the file that we knew at this path was changed.
         """
         file = self.node.store.files.get(path)
         if file is not None and kind is not None:
-            self._accept(path, file, kind, live=self.scanned and self._claim(path, file))
+            self._accept(path, file, kind, live=False)
 
     def _accept(self, path: str, file: SimFile, kind: Kind, live: bool) -> None:
         """Copy or reference it, and look whether it changed meanwhile."""
@@ -139,6 +140,8 @@ class Watching:
         known = live or self._known(path, name, file)
         if not known:
             self.node.bite("found_without_history")
+        elif not file.users:
+            self.node.around.oracle.published_file_found(self.node.name, name, file.digest)
         source = self._source(file, place, fleet.copy_max_bytes(kind, self.node.name))
         self.node.bite(f"accepted_{type(source).__name__.lower()}")
         self.node.handle(Put(0, name, file.digest, file.digest, file.size, 0o644, source, place, known))
@@ -152,14 +155,14 @@ class Watching:
 
     # --- claims ---
 
-    def _claim(self, path: str, file: SimFile) -> bool:
+    def _claim(self, path: str, file: SimFile, kind: Kind) -> bool:
         if not self.node.store.shared:
             return True
         now = self.node.around.schedule.now_ms
         claimer, since = self.claims.taken.setdefault((path, file.inode), (self.node.name, now))
         if claimer == self.node.name:
             return True
-        told = bool(self.node.disk.catalogue.sharers(file.digest))
+        told = self.node.disk.catalogue.versions(name_of(kind.name, path, self.node.name, kind.namespace == "node"))
         if told or now - since < CLAIM_MS_MAX:
             return False
         self.claims.taken[path, file.inode] = (self.node.name, now)
