@@ -144,6 +144,7 @@ class Agent:
             staging_bytes_max=routing.staging_bytes_max,
             quick_check=quick_check,
             on_withdrawn=self._withdrawn_from_thread,
+            on_damaged=self._damaged_from_thread,
         )
         freed = await self.in_thread(self.depot.sweep, True, self._paths_to_keep())
         if freed:
@@ -375,6 +376,10 @@ class Agent:
 
     def _withdrawn_from_thread(self, place: Place, why: str) -> None:
         self._post_from_thread(e.Withdrawn(place, why))
+
+    def _damaged_from_thread(self, place: Place, why: str) -> None:
+        self._report_from_thread(Report("error", "damaged", why))
+        self._post_from_thread(e.Withdrawn(place, why, damaged=True))
 
     def _wrong_bytes(self, peer: str, digest: bytes, sentence: str) -> None:
         self._report_from_thread(Report("error", "wrong_bytes", f"{peer}: {sentence} ({digest.hex()[:12]})"))

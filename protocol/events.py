@@ -174,10 +174,14 @@ class Published:
 
 @dataclass(frozen=True, slots=True)
 class Withdrawn:
-    """A file of ours is gone, changed or damaged: its place no longer holds its digest."""
+    """A file of ours is gone, changed or damaged: its place no longer holds its digest.
+
+    `damaged` says that nobody but the disk changed it, so that it is to be fetched again, whoever's it was.
+    """
 
     place: Place
     why: str
+    damaged: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -208,7 +208,7 @@ class Receiving:
             self.wanted.setdefault(record.digest, Wanted(record, self.ctx.now_ms + wait))
 
     def fetch_again(self, record: Record) -> None:
-        """We held these bytes and lost them, and the cluster has too few copies without ours."""
+        """We held these bytes and lost them, to a disk, or while the cluster has too few copies without ours."""
         if not self.ctx.excluded and not self.policy.drops(record) and len(self.wanted) < WANTED_MAX:
             self.wanted.setdefault(record.digest, Wanted(record, self.ctx.now_ms))
 

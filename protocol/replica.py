@@ -80,7 +80,7 @@ class Replica:
             e.Uploaded: lambda event: self.sending.uploaded(event.transfer, event.error),
             e.Arrived: self.receiving.arrived,
             e.Published: self.receiving.published,
-            e.Withdrawn: self.accepting.withdrawn,
+            e.Withdrawn: self._withdrawn,
             e.DiskChanged: self._disk_changed,
             e.FleetChanged: self._fleet_changed,
             e.Timer: lambda event: self._tick(),
@@ -183,6 +183,13 @@ class Replica:
                 self.sending.plan(debt)
         self._consider(rows)
         self._refetch(rows)
+
+    def _withdrawn(self, event: e.Withdrawn) -> None:
+        self.accepting.withdrawn(event)
+        if event.damaged:
+            for record in self.ctx.catalogue.sharers(event.place.digest):
+                if record.state is State.LIVE:
+                    self.receiving.fetch_again(record)
 
     def _refetch(self, rows: Rows) -> None:
         """Bytes of ours are gone or damaged: they are fetched again only where copies are too few without them."""

@@ -51,7 +51,9 @@ class Reservation:
 
 
 class Depot:
-    """The bytes of one node. `on_withdrawn(place, why)` is called from any thread when a place proves untrue."""
+    """The bytes of one node. `on_withdrawn(place, why)` is called from any thread when a place proves untrue, and
+    `on_damaged(place, why)` instead when the disk changed the bytes and they were set aside.
+    """
 
     def __init__(
         self,
@@ -64,6 +66,7 @@ class Depot:
         staging_bytes_max: int = 64 * GIB,
         quick_check: QuickCheck | None = None,
         on_withdrawn: Callable[[Place, str], None] = lambda place, why: None,
+        on_damaged: Callable[[Place, str], None] | None = None,
     ) -> None:
         self.store = store
         self.room = room
@@ -71,6 +74,7 @@ class Depot:
         self._files = files or FileLayer()
         self._staging_bytes_max = staging_bytes_max
         self._on_withdrawn = on_withdrawn
+        self._on_damaged = on_damaged or on_withdrawn
         self._places = Places(self._lookups)
         self._staging = Staging(store.staging, self._files)
         self._private = PrivateFiles(store, self._files, self._staging, self._places)
@@ -365,7 +369,8 @@ class Depot:
             why = f"{why}, and stays there: {error}"
         else:
             why = f"{why}; it was moved to {OWN_FOLDER}/quarantine"
-        self._withdraw(place, why)
+        self._places.drop(place.path)
+        self._on_damaged(place, why)
         return why
 
     def _unlink_unless_pinned(self, place: Place) -> bool:

@@ -48,3 +48,21 @@ def drop_under_way(bench: Bench) -> set[int]:
     """A tick that begins to drop versions, and nothing of it on the disk yet."""
     commits = only(bench.handle(e.Timer("tick")), f.Commit)
     return {key.hlc for commit in commits for key in commit.batch.forget_records}
+
+
+def test_what_the_disk_damaged_is_fetched_again_though_enough_others_hold_it() -> None:
+    alpha = Bench().boot().connect("beta", "gamma")
+    made = alpha.accepted(NAME, 5)
+    for peer in ("beta", "gamma"):
+        alpha.receipt(peer, made)
+    (named,) = [place for place in alpha.catalogue.places(made.digest) if not place.private]
+    alpha.done(e.Withdrawn(named, "it was deleted by a user"))
+    assert made.digest not in wanted(alpha)
+    alpha.done(e.Withdrawn(named, "its bytes are not those of its digest", damaged=True))
+    assert made.digest in wanted(alpha)
+
+
+def wanted(bench: Bench) -> set[bytes]:
+    """The digests that a replica has begun to fetch, or means to."""
+    receiving = bench.replica.receiving
+    return {*receiving.wanted, *receiving.arriving}
