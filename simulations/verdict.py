@@ -154,7 +154,7 @@ class Verdict:
             versions = [v for v in catalogue.versions(name) if v.state is State.LIVE]
             shown = max(v.order for v in versions if v.digest == place.digest)
             sharers = {record.name: None for record in catalogue.sharers(versions[0].digest)}
-            again = any(v.digest == versions[0].digest for v in versions[1:])
+            again = sum(r.digest == versions[0].digest for r in self.oracle.by_name[name].values()) > 1
             promise = self.oracle.promises.get((name, versions[0].digest))
             put_here = promise is not None and node.name in promise.guarantors  # by hand, over nothing
             newer = versions[0].order > shown and self._has_place(node, versions[0]) and len(sharers) == 1
