@@ -348,6 +348,7 @@ class Receiving:
         records = [record for record, _ in event.done]
         stated = [record.digest for record in records] + self._adopted(event)
         holdings = tuple(self.ctx.holding(digest, True) for digest in dict.fromkeys(stated))
+        holdings += tuple(self.ctx.holding(digest, False) for digest in self._displaced(event))
         news = tuple(record for record in records if not self.ctx.knows_record(record))
         rows = Rows(news, holdings)
         if incoming is not None:
@@ -375,6 +376,16 @@ class Receiving:
         digests = [place.digest for _, place in event.moved if self.ctx.catalogue.sharers(place.digest)]
         return [d for d in digests if not any(h.node == self.ctx.node for h in self.ctx.catalogue.holdings(d))]
 
+    def _displaced(self, event: Published) -> list[Digest]:
+        """What the manifest believes at a path now taken, did not make room, and lies nowhere else: a crash came
+        between the last rename there and its commit, or a user took the file away."""
+        moved = {place.digest for _, place in event.moved}
+        before = [self.ctx.place(place.path) for _, place in event.done]
+        taken = [(old, new) for old, (_, new) in zip(before, event.done, strict=True) if old is not None]
+        gone = [old for old, new in taken if old.digest != new.digest and old.digest not in moved]
+        lost = [old.digest for old in gone if all(p.path == old.path for p in self.ctx.places(old.digest))]
+        return [digest for digest in dict.fromkeys(lost) if self.ctx.holds(digest)]
+
     def _drop_left_over(self, places: tuple[Place, ...]) -> None:
         """Files that made room and that no version needs any more: nobody would ever remove them."""
         if places:
@@ -384,7 +395,7 @@ class Receiving:
     def _committed(self, rows: Rows, ended: list[Record], incoming: Incoming | None) -> None:
         self.tell(rows)
         if incoming is not None:
-            incoming.holdings += rows.holdings
+            incoming.holdings += [holding for holding in rows.holdings if holding.present]
             self._finish(incoming)
         for record in ended if incoming is None else ():
             self._own_published(record)

@@ -2,8 +2,9 @@
 
 from protocol import effects as f
 from protocol import events as e
+from protocol import messages as m
 from protocol.replica import SWEEP_FIRST_MS
-from tests.replicas import Bench, holding, only
+from tests.replicas import NOW, Bench, holding, only, private, record, sent
 
 NAME = "checkpoint/checkpoints/step-5"
 
@@ -66,3 +67,27 @@ def wanted(bench: Bench) -> set[bytes]:
     """The digests that a replica has begun to fetch, or means to."""
     receiving = bench.replica.receiving
     return {*receiving.wanted, *receiving.arriving}
+
+
+def test_what_a_path_held_before_a_crash_is_withdrawn_when_it_did_not_make_room() -> None:
+    """Killed after the rename of a newer version, whose commit and the older one's private name are lost with it."""
+    alpha = Bench().boot().connect("beta", "gamma")
+    older, newer = record(NAME, 5), record(NAME, 6, at_ms=NOW + 1)
+    alpha.holds_from("beta", older)
+    assert alpha.replica.ctx.holds(older.digest)
+    out = alpha.holds_from("beta", newer)  # nothing made room: the file was found to be the newer one already
+    assert alpha.replica.ctx.holds(newer.digest)
+    assert not alpha.replica.ctx.holds(older.digest)
+    (receipt,) = [message for _, message in sent(out, m.Receipt)]
+    assert [holding.digest for holding in receipt.holdings] == [newer.digest]
+
+
+def test_what_made_room_is_still_held() -> None:
+    alpha = Bench().boot().connect("beta", "gamma")
+    older, newer = record(NAME, 5), record(NAME, 6, at_ms=NOW + 1)
+    alpha.holds_from("beta", older)
+    (publish,) = only(alpha.arrives("beta", newer), f.Publish)
+    done = tuple((item.record, alpha.published_at(item)) for item in publish.items)
+    alpha.done(e.Published(publish.op, done, moved=(("checkpoints/step-5", private(5)),)))
+    assert alpha.replica.ctx.holds(newer.digest)
+    assert alpha.replica.ctx.holds(older.digest)
