@@ -374,7 +374,7 @@ class Receiving:
     def _adopted(self, event: Published) -> list[Digest]:
         """What made room and was stated by another member of our NFS group only: from now on we answer for it."""
         digests = [place.digest for _, place in event.moved if self.ctx.catalogue.sharers(place.digest)]
-        return [d for d in digests if not any(h.node == self.ctx.node for h in self.ctx.catalogue.holdings(d))]
+        return [digest for digest in digests if not self._stated_by_us(digest)]
 
     def _displaced(self, event: Published) -> list[Digest]:
         """What the manifest believes at a path now taken, did not make room, and lies nowhere else: a crash came
@@ -387,10 +387,21 @@ class Receiving:
         return [digest for digest in dict.fromkeys(lost) if self.ctx.holds(digest)]
 
     def _drop_left_over(self, places: tuple[Place, ...]) -> None:
-        """Files that made room and that no version needs any more: nobody would ever remove them."""
-        if places:
-            batch = Batch(forget_places=tuple(place.path for place in places))
-            self.ctx.commit(batch, lambda: self.ctx.emit(Unlink(self.ctx.still_unneeded(places))))
+        """Files that made room and that no version needs any more: nobody else would remove them, or take back what
+        was said of them."""
+        if not places:
+            return
+        digests = dict.fromkeys(place.digest for place in places)
+        rows = Rows(holdings=tuple(self.ctx.holding(d, False) for d in digests if self._stated_by_us(d)))
+
+        def done() -> None:
+            self.tell(rows)
+            self.ctx.emit(Unlink(self.ctx.still_unneeded(places)))
+
+        self.ctx.commit(Batch(rows, forget_places=tuple(place.path for place in places)), done)
+
+    def _stated_by_us(self, digest: Digest) -> bool:
+        return any(holding.node == self.ctx.node for holding in self.ctx.catalogue.holdings(digest))
 
     def _committed(self, rows: Rows, ended: list[Record], incoming: Incoming | None) -> None:
         self.tell(rows)
