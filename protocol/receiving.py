@@ -379,10 +379,10 @@ class Receiving:
     def _displaced(self, event: Published) -> list[Digest]:
         """What the manifest believes at a path now taken, did not make room, and lies nowhere else: a crash came
         between the last rename there and its commit, or a user took the file away."""
-        moved = {place.digest for _, place in event.moved}
+        made_room = {place.digest for _, place in event.moved}
         before = [self.ctx.place(place.path) for _, place in event.done]
         taken = [(old, new) for old, (_, new) in zip(before, event.done, strict=True) if old is not None]
-        gone = [old for old, new in taken if old.digest != new.digest and old.digest not in moved]
+        gone = [old for old, new in taken if old.digest != new.digest and old.digest not in made_room]
         lost = [old.digest for old in gone if all(p.path == old.path for p in self.ctx.places(old.digest))]
         return [digest for digest in dict.fromkeys(lost) if self.ctx.holds(digest)]
 
