@@ -381,8 +381,8 @@ class Receiving:
         between the last rename there and its commit, or a user took the file away."""
         made_room = {place.digest for _, place in event.moved}
         before = [self.ctx.place(place.path) for _, place in event.done]
-        taken = [(old, new) for old, (_, new) in zip(before, event.done, strict=True) if old is not None]
-        gone = [old for old, new in taken if old.digest != new.digest and old.digest not in made_room]
+        pairs = [(old, new) for old, (_, new) in zip(before, event.done, strict=True) if old is not None]
+        gone = [old for old, new in pairs if old.digest != new.digest and old.digest not in made_room]
         lost = [old.digest for old in gone if all(p.path == old.path for p in self.ctx.places(old.digest))]
         return [digest for digest in dict.fromkeys(lost) if self.ctx.holds(digest)]
 
