@@ -35,13 +35,16 @@ ROUTING: Mapping[str, Any] = {
 
 @contextmanager
 def running(
-    hosts: Mapping[str, Mapping[str, Any]] = HOSTS, sections: Mapping[str, Any] | None = None, **routing: Any
+    hosts: Mapping[str, Mapping[str, Any]] = HOSTS,
+    sections: Mapping[str, Any] | None = None,
+    only: tuple[str, ...] = (),
+    **routing: Any,
 ) -> Iterator[LocalFleet]:
-    """A fleet whose agents run and are connected, in a folder of its own."""
+    """A fleet whose agents (or `only` these) run and are connected, in a folder of its own."""
     folder = Path(tempfile.mkdtemp(prefix="spore-agents-"))
     try:
         with LocalFleet(folder, hosts, {**ROUTING, **routing}, sections or {}) as fleet:
-            started(fleet)
+            started(fleet, *only)
             yield fleet
     finally:
         shutil.rmtree(folder, ignore_errors=True)
