@@ -12,7 +12,8 @@ from simulations.surroundings import Surroundings
 
 AWAY_MS = (500, 15_000)  # from a crash to the restart
 FUSE_MAX = 60  # effects and steps a doomed process still gets through
-TROUBLE_MS = (2_000, 12_000)  # how long a disk fails or is full, and how long a partition lasts
+TROUBLE_MS = (2_000, 12_000)  # how long a disk fails or is full
+PARTED_MS = (4_000, 20_000)  # how long a partition lasts: most outlast the heartbeat, so that both sides dial in vain
 LEAVE_MS = 4_000  # the deadline of a SIGTERM
 
 
@@ -93,7 +94,7 @@ class Faults:
     def _partition(self, node: SimNode) -> None:
         sides = {name: self.random.randint(0, 1) for name in sorted(self.nodes)}
         self.around.network.partition(sides)
-        self._later(TROUBLE_MS, lambda: self.around.network.partition({}))
+        self._later(PARTED_MS, lambda: self.around.network.partition({}))
 
     # --- disks ---
 

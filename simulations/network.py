@@ -19,7 +19,7 @@ from simulations.schedule import Schedule
 
 DIAL_MS_MAX = 10_000  # what a dial into nothing takes (see `dial_seconds_max` of the hosts file)
 RESET_MS_MAX = 50  # a killed process resets its connections at once
-SILENCE_MS = (2_000, 20_000)  # a peer that just fell silent is noticed by its missing heartbeats
+SILENCE_MS = (2_000, 10_000)  # a peer that just fell silent is noticed by its missing heartbeats
 CONTEST_MS = 1_000  # two dials that began within this have crossed
 IN_FLIGHT_MAX = 4_096  # messages queued to one peer, as in the agent: more break the session
 SESSION_BYTES_PER_MS = 12_500  # 100 Mbit/s for control messages

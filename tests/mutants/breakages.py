@@ -94,11 +94,11 @@ BREAKAGES: tuple[Breakage, ...] = (
     ),
     Breakage(
         LOSING,
-        "drops a private copy that another artifact at risk still needs",
-        "protocol/replica.py",
-        "        return bool(self.debts.of(private.digest)) or self.receiving.is_moving(private.digest)",
-        "        return False",
-        "seeds first-light 36 45",
+        "leaves bytes put again to the node that accepted them first",
+        "protocol/accepting.py",
+        "        return stays or self._protected(put.digest) or self.debts.enough(current, 0, 0)",
+        "        return True",
+        "seeds convergence 1 20",
     ),
     Breakage(
         LOSING,
@@ -205,7 +205,7 @@ BREAKAGES: tuple[Breakage, ...] = (
         "protocol/receiving.py",
         "x.peer == peer and not self._is_publishing(x)]:\n            self._close(incoming)\n",
         "x.peer == peer and not self._is_publishing(x)]:\n            pass\n",
-        "seeds crash 1 12",
+        "tests/test_replica_receiving.py",
     ),
     # --- Gossip and membership ---
     Breakage(
