@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from protocol.clock import scanned
+from protocol.clock import HLC_MAX, scanned
 from protocol.context import Context
 from protocol.debts import Debts, Wait
 from protocol.effects import Answer, Entry, Kept, Referenced, Release
@@ -46,7 +46,11 @@ class Accepting:
             self._will_wait.add(put.request)
         versions = self.ctx.versions(put.name)
         current = versions[0] if versions else None
-        if current is not None and current.digest == put.digest and self._kept_already(put, current):
+        if current is not None and current.hlc >= HLC_MAX:
+            self._refuse(
+                put.request, f"{put.name}: no version can rank above the one of {current.origin}; use a new name"
+            )
+        elif current is not None and current.digest == put.digest and self._kept_already(put, current):
             self._hold_again(put, current)
         elif published := self._published_before(put, versions):
             self._hold_again(put, published)
@@ -214,6 +218,9 @@ class Accepting:
                 event.request,
                 f"{event.name} may be removed by a persistent host or by {current.origin}; run this command there",
             )
+            return
+        if current.hlc >= HLC_MAX:
+            self._refuse(event.request, f"{event.name}: nothing can rank above the version of {current.origin}")
             return
         hlc = self.ctx.clock.stamp(self.ctx.now_ms, above=current.hlc)
         tombstone = Record(event.name, hlc, self.ctx.node, NO_DIGEST, NO_DIGEST, 0, state=State.DELETED)

@@ -10,6 +10,8 @@ from __future__ import annotations
 from protocol.values import Hlc
 
 COUNTER_BITS = 16
+HLC_MAX = (1 << 63) - 1  # SQLite integers are signed: stamps stay below this until the year 6429
+FOLLOWED_MAX = HLC_MAX - (1 << 40)  # our clock follows no stamp above: each of ours must have room for its successors
 FUTURE_MS_MAX = 5 * 60 * 1000  # our clock does not follow a peer's that is further ahead than this
 SCANNED_MAX = 1 << 34  # a written stamp has milliseconds above bit 16; seconds fit 34 bits until the year 2514
 
@@ -38,8 +40,12 @@ class HybridClock:
             self.last = max(self.last, hlc)
 
     def restate(self, hlc: Hlc) -> None:
-        """Never fall behind what we ourselves once said, even if our wall clock did."""
-        self.last = max(self.last, hlc)
+        """Never fall behind what we ourselves once said, even if our wall clock did.
+
+        What lies above `FOLLOWED_MAX` no clock of ours has said: following it would leave no stamp to go on with.
+        """
+        if hlc <= FOLLOWED_MAX:
+            self.last = max(self.last, hlc)
 
 
 def scanned(mtime_s: int) -> Hlc:

@@ -13,7 +13,7 @@ from typing import Any, cast
 import msgpack
 
 from protocol import messages as m
-from protocol.clock import COUNTER_BITS
+from protocol.clock import HLC_MAX
 from protocol.names import NameRefused, check_name, check_node
 from protocol.values import (
     DIGEST_BYTES,
@@ -37,7 +37,6 @@ SENTENCE_CHARS_MAX = 500  # reasons are for people
 META_ITEMS_MAX = 32  # fields carried along unread
 META_BYTES_MAX = 2_048  # all of them together
 SIZE_MAX = 1 << 50  # 1 PiB: above any artifact, far below what overflows SQLite's integers
-HLC_MAX = (1 << (48 + COUNTER_BITS - 1)) - 1  # SQLite integers are signed: stamps stay below 2^63 until the year 6429
 SEQ_MAX = HLC_MAX
 STATE_MAX, PRESENCE_MAX = max(State), max(Presence)
 

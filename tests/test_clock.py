@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from protocol.clock import COUNTER_BITS, FUTURE_MS_MAX, SCANNED_MAX, HybridClock, scanned, stamp_ms
+from protocol.clock import COUNTER_BITS, FUTURE_MS_MAX, HLC_MAX, SCANNED_MAX, HybridClock, scanned, stamp_ms
 
 UNHURRIED = settings(deadline=None)  # a loaded machine is no failure
 NOW = 1_760_000_000_000  # October 2025
@@ -97,6 +97,12 @@ def test_what_we_once_said_ourselves_is_followed_however_far_ahead() -> None:
     clock.restate(said)
     clock.restate(said - 1)
     assert clock.stamp(NOW) == said + 1
+
+
+def test_a_clock_follows_nothing_that_would_leave_it_no_stamp_to_go_on_with() -> None:
+    clock = HybridClock()
+    clock.restate(HLC_MAX)
+    assert clock.stamp(NOW) == NOW << COUNTER_BITS
 
 
 def test_a_clock_goes_on_where_its_node_left_off() -> None:

@@ -6,6 +6,7 @@ import errno
 import os
 import stat
 import threading
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -390,8 +391,8 @@ def test_a_call_that_fails_loses_nothing_and_the_next_publication_works(tmp_path
         assert bench.read(old.digest) == OLD
         for record, content in zip(small, contents, strict=True):
             bench.arrive(content, record)
-        if not bench.depot.partial(bench.arrive(NEW, new)).complete:
-            pytest.fail("what failed to sync can be brought again")
+        with closing(bench.depot.partial(bench.arrive(NEW, new))) as again:
+            assert again.complete, "what failed to sync can be brought again"
         outcome = bench.depot.publish(items)
         assert outcome.failed == ()
         assert (bench.root / PATH).read_bytes() == NEW

@@ -7,7 +7,7 @@ import pytest
 from protocol import effects as f
 from protocol import events as e
 from protocol import messages as m
-from protocol.clock import COUNTER_BITS, SCANNED_MAX
+from protocol.clock import COUNTER_BITS, HLC_MAX, SCANNED_MAX
 from protocol.fleet import Host
 from protocol.names import check_name
 from protocol.values import (
@@ -264,6 +264,16 @@ def test_a_new_version_ranks_above_one_from_the_far_future() -> None:
     alpha.told("beta", ahead)
     assert alpha.accepted(NAME, 5).hlc == ahead.hlc + 1
     assert alpha.accepted("checkpoint/checkpoints/other", 6).hlc < ahead.hlc
+
+
+def test_a_name_whose_version_stands_at_the_end_of_time_is_refused_and_the_clock_goes_on() -> None:
+    alpha = ready()
+    alpha.told("beta", replace(record(NAME, 9), hlc=HLC_MAX))
+    for event in (alpha.put(NAME, 5, request=3), e.Remove(3, NAME)):
+        (answer,) = only(alpha.done(event), f.Answer)
+        assert answer.error.startswith(NAME)
+        assert "rank above" in answer.error
+    assert alpha.accepted("checkpoint/checkpoints/other", 6).hlc < HLC_MAX
 
 
 def test_the_same_bytes_again_make_no_new_version() -> None:
