@@ -47,6 +47,7 @@ class Membership:
         self._rows: dict[NodeId, Member] = {}
         self._seats: dict[StoreId, list[Seat]] = {}  # by the store that does not count
         self._stores: frozenset[StoreId] | None = None  # of nodes that are there
+        self._agreed: bool | None = None  # whether all that are there go by one hosts file
 
     # --- our own row ---
 
@@ -138,10 +139,22 @@ class Membership:
             self._stores = frozenset(member.store for member in (*self.alive.values(), self.own))
         return self._stores
 
+    def policies_agree(self) -> bool:
+        """Whether every live node goes by the hosts file that we go by; while it is rolled out, nothing is trimmed."""
+        if self._agreed is None:
+            hashes = (member.policy_hash for member in self.alive.values())
+            self._agreed = all(stated in ("", self.own.policy_hash) for stated in hashes)
+        return self._agreed
+
+    def is_ephemeral(self, node: NodeId) -> bool:
+        """Whether a host can vanish: by the hosts file, or, where that does not list it, by its own row."""
+        row = self._rows.get(node)
+        return self.ctx.fleet.host(node).ephemeral or (row is not None and row.ephemeral)
+
     def _seats_changed(self) -> None:
         """Who is alive, or what it says of its store, has changed."""
         self._seats.clear()
-        self._stores = None
+        self._stores = self._agreed = None
 
     def session_up(self, peer: NodeId, hello: Hello) -> None:
         self._know(peer, hello.member.address)

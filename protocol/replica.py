@@ -46,7 +46,7 @@ class Replica:
         self.members = Membership(ctx)
         self.debts = Debts(ctx, self.members, self._settled)
         self.sending = Sending(ctx, self.members, self.debts)
-        self.retention = Retention(ctx, self.debts, self._tell)
+        self.retention = Retention(ctx, self.members, self.debts, self._tell)
         self.spreading = Spreading(ctx, self.members, random, self._heard, self.retention.beyond)
         self.receiving = Receiving(ctx, self.members, self.debts, self._tell)
         self.accepting = Accepting(ctx, self.debts, self._tell, self._owe)

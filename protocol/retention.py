@@ -13,6 +13,7 @@ from protocol.context import Context
 from protocol.debts import Debts
 from protocol.effects import Release, Unlink
 from protocol.fleet import RESERVED_KIND
+from protocol.membership import Membership
 from protocol.values import Batch, Digest, Place, Record, RecordKey, Rows, State
 
 TOMBSTONE_MS = 120 * 24 * 3600 * 1000  # tombstones outlive every certificate (at most 90 days)
@@ -22,8 +23,9 @@ NAMES_PER_TICK = 500  # names looked at each second: the rest waits a second lon
 class Retention:
     """Keeps a list of names whose versions may be too many, and drops what the rule says."""
 
-    def __init__(self, ctx: Context, debts: Debts, tell: Callable[[Rows], None]) -> None:
+    def __init__(self, ctx: Context, members: Membership, debts: Debts, tell: Callable[[Rows], None]) -> None:
         self.ctx = ctx
+        self.members = members
         self.debts = debts
         self.tell = tell
         self._names: dict[str, None] = {}
@@ -68,8 +70,11 @@ class Retention:
         return self._superseded(ranked)
 
     def _superseded(self, ranked: list[Record]) -> list[Record]:
-        """Versions beyond the kind's count, if the newest is durable (records without bytes always are)."""
-        if not ranked:
+        """Versions beyond the kind's count, if the newest is durable (records without bytes always are).
+
+        None while the nodes go by different hosts files: the other file may keep more.
+        """
+        if not ranked or not self.members.policies_agree():
             return []
         kind = self.ctx.kind(ranked[0].name)
         if kind is None and ranked[0].kind != RESERVED_KIND:

@@ -14,7 +14,8 @@ from protocol import messages as m
 from protocol.context import Context
 from protocol.effects import StreamRows
 from protocol.membership import Membership
-from protocol.values import Batch, Holding, Member, NodeId, Record, Rows, newer
+from protocol.names import publishable
+from protocol.values import Batch, Holding, Member, NodeId, Record, Rows, State, newer
 
 PAGE_ROWS = 1_000  # rows in one message: about 200 kB of records
 QUIET_MS = 1_000  # folds are compared when neither side changed for so long: rows under way are no difference
@@ -76,8 +77,17 @@ class Spreading:
         self.heard(news)
 
     def _record_is_news(self, record: Record) -> bool:
+        if record.state is State.DELETED and not self._may_delete(record):
+            self.ctx.report("warning", "delete_refused", f"{record.origin} can vanish and may not remove {record.name}")
+            return False
         versions = self.ctx.versions(record.name)
         return not self.ctx.knows_among(record, versions) and not self.beyond(record, versions)
+
+    def _may_delete(self, tombstone: Record) -> bool:
+        """Deletes count from a persistent origin, or within the writer's own namespace."""
+        kind = self.ctx.kind(tombstone.name)
+        own = kind is not None and kind.namespace == "node" and publishable(tombstone.name, tombstone.origin, True)
+        return own or not self.members.is_ephemeral(tombstone.origin)
 
     def _holding_is_news(self, holding: Holding) -> bool:
         """Statements about ourselves are ours alone: a wrong one is corrected, never taken over."""

@@ -7,7 +7,7 @@ from protocol import effects as f
 from protocol import events as e
 from protocol.fleet import Kind
 from protocol.values import Batch, Record, RecordKey, State
-from tests.replicas import NOW, Bench, digest, fleet, holding, only, place, private, record, store_of
+from tests.replicas import NOW, Bench, digest, fleet, holding, member, only, place, private, record, store_of
 
 KINDS = (Kind("two", versions=2), Kind("one", versions=1), Kind("also", versions=1))
 NAME = "one/x"
@@ -52,6 +52,23 @@ def test_a_newest_version_that_loses_its_copies_protects_the_older_one() -> None
     alpha.receipt("gamma", newer)
     alpha.told("gamma", holding("gamma", 6, seq=NOW << 17, present=False))
     assert drops(alpha.tick()) == []
+
+
+def test_while_a_hosts_file_is_rolled_out_nothing_is_dropped_by_count() -> None:
+    """The other file may keep more versions."""
+    alpha = Bench(of=fleet(kinds=KINDS)).boot().connect("beta").connect("gamma", policy_hash="another")
+    older, newer = alpha.accepted(NAME, 5), alpha.accepted(NAME, 6)
+    assert drops(settle(alpha, newer) + alpha.tick()) == []
+    alpha.told("gamma", replace(member("gamma", policy_hash=alpha.fleet.hash[:16]), seq=NOW << 17))
+    assert forgotten(alpha.tick()) == {older.key}
+
+
+def test_a_delete_counts_while_a_hosts_file_is_rolled_out() -> None:
+    alpha = Bench(of=fleet(kinds=KINDS)).boot().connect("beta").connect("gamma", policy_hash="another")
+    older = alpha.accepted(NAME, 5)
+    settle(alpha, older)
+    alpha.done(e.Remove(4, NAME))
+    assert forgotten(alpha.tick()) == {older.key}
 
 
 def test_as_many_versions_are_kept_as_the_kind_says() -> None:

@@ -13,7 +13,7 @@ from protocol.fleet import Host, Routing
 from protocol.membership import DIAL_MS_MAX, DIAL_MS_MIN, REPAIR_GRACE_MS, RESTATE_MS_MIN
 from protocol.replica import SWEEP_FIRST_MS, SWEEP_PAGE
 from protocol.spreading import PAGE_ROWS, QUIET_MS, STREAM_MS_MIN
-from protocol.values import Batch, Member, Presence, Record, Rows, State
+from protocol.values import NO_DIGEST, Batch, Member, Presence, Record, Rows, State
 from tests.replicas import (
     NAMES,
     NOW,
@@ -52,6 +52,18 @@ def test_rows_from_a_peer_are_committed_and_told_to_nobody_else() -> None:
     rows = Rows((record(NAME, 5),), (holding("beta", 5),))
     assert commits(alpha.hears("beta", m.RowsMessage(rows))) == [Batch(rows)]
     assert sent(alpha.settle(), m.RowsMessage) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "taken"),
+    [("model/models/best.pth", False), ("game/beta/games/a.db", True), ("game/gamma/games/a.db", False)],
+)
+def test_a_host_that_can_vanish_deletes_within_its_own_names_alone(name: str, taken: bool) -> None:
+    alpha = ready(of=fleet(Host("beta", address="beta:7946", ephemeral=True)))
+    gone = replace(record(name, 5), state=State.DELETED, digest=NO_DIGEST, size=0)
+    out = alpha.told("beta", gone)
+    assert alpha.catalogue.versions(name) == ((gone,) if taken else ())
+    assert [report.event for report in only(out, f.Report)] == ([] if taken else ["delete_refused"])
 
 
 def test_what_is_known_is_not_committed_again() -> None:
