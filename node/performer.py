@@ -7,13 +7,15 @@ there, the answering event is posted: a core that waits for ever for an answer i
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
 from protocol import effects as f
 from protocol import events as e
 from protocol.effects import Report
-from protocol.messages import RowsMessage
-from protocol.values import NodeId, Place
+from protocol.messages import Lacking, RowsMessage
+from protocol.spreading import pages
+from protocol.values import NodeId, Place, Rows
 from storage.refusals import StoreError
 
 if TYPE_CHECKING:
@@ -70,7 +72,11 @@ class Performer:
             case f.Unlink():
                 self.agent.spawn(self._unlink(effect.places))
             case f.StreamRows():
-                self.agent.spawn(self._stream_rows(effect.peer))
+                self.agent.spawn(self._stream_rows(effect))
+            case f.StreamPrints():
+                self.agent.spawn(self._stream_prints(effect.peer))
+            case f.ComparePrints():
+                self.agent.spawn(self._compare_prints(effect))
             case f.Scan():
                 self.agent.spawn(self._scan(effect))
 
@@ -139,17 +145,37 @@ class Performer:
         for sentence in await self.agent.in_thread(self.agent.depot.unlink, places):
             self.agent.report(Report("warning", "not_removed", sentence))
 
-    async def _stream_rows(self, peer: NodeId) -> None:
-        """Every committed row, in pages, as fast as the peer takes them; one stream to a peer at a time."""
-        if peer in self._streaming:
-            return
-        self._streaming.add(peer)
-        try:
-            async for rows in self.agent.manifest.rows_pages():
-                if not await self.agent.sessions.send_waiting(peer, RowsMessage(rows)):
-                    return
-        finally:
-            self._streaming.discard(peer)
+    async def _stream_rows(self, effect: f.StreamRows) -> None:
+        """Committed rows, in pages, as fast as the peer takes them; one stream of every row to a peer at a time."""
+        manifest = self.agent.manifest
+        if effect.only is not None:
+            await self._send_rows(effect.peer, manifest.differences.rows_of(effect.only))
+        elif effect.peer not in self._streaming:
+            self._streaming.add(effect.peer)
+            try:
+                await self._send_rows(effect.peer, manifest.rows_pages())
+            finally:
+                self._streaming.discard(effect.peer)
+
+    async def _send_rows(self, peer: NodeId, found: AsyncIterator[Rows]) -> bool:
+        async for rows in found:
+            for page in pages(rows):
+                if not await self.agent.sessions.send_waiting(peer, RowsMessage(page)):
+                    return False
+        return True
+
+    async def _stream_prints(self, peer: NodeId) -> None:
+        async for page in self.agent.manifest.differences.prints_pages():
+            if not await self.agent.sessions.send_waiting(peer, page):
+                return
+
+    async def _compare_prints(self, effect: f.ComparePrints) -> None:
+        rows, lacking = await self.agent.manifest.differences.compare(effect.prints)
+        for page in pages(rows) if rows else ():
+            if not await self.agent.sessions.send_waiting(effect.peer, RowsMessage(page)):
+                return
+        if lacking:
+            await self.agent.sessions.send_waiting(effect.peer, Lacking(lacking))
 
     async def _scan(self, effect: f.Scan) -> None:
         try:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from protocol.sketch import Sketch
 from protocol.values import Digest, Holding, HoldingKey, Member, NodeId, Place, Record, RecordKey
 
 VERSIONS_MAX = 256  # versions of one name looked at at once; retention keeps far fewer
@@ -43,6 +44,6 @@ class Catalogue(Protocol):
 
     def place(self, path: str) -> Place | None: ...
 
-    def fold(self) -> tuple[int, int]:
-        """(count, exclusive-or of fingerprints) over all records and present holdings (see fingerprints.py)."""
+    def sketch(self) -> Sketch:
+        """Of all committed rows: records, present holdings, members (see fingerprints.py). Only to be read."""
         ...

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from protocol.messages import Message
+from protocol.messages import Message, Prints
 from protocol.values import Batch, NodeId, Parcel, Place, Record
 
 
@@ -94,9 +94,26 @@ class Hangup:
 
 @dataclass(frozen=True, slots=True)
 class StreamRows:
-    """Send every committed row of the manifest to `peer` as `RowsMessage` pages, with back-pressure."""
+    """Send committed rows of the manifest to `peer` as `RowsMessage` pages, with back-pressure: every one, or those
+    with these fingerprints that are there (at most `wire.FINGERPRINTS_MAX`)."""
 
     peer: NodeId
+    only: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StreamPrints:
+    """Send the fingerprints of every committed row to `peer` as `Prints` pages, with back-pressure."""
+
+    peer: NodeId
+
+
+@dataclass(frozen=True, slots=True)
+class ComparePrints:
+    """Compare a page with what the manifest has there: send the peer what it lacks, and ask it for what we lack."""
+
+    peer: NodeId
+    prints: Prints
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,6 +230,8 @@ Effect = (
     | Dial
     | Hangup
     | StreamRows
+    | StreamPrints
+    | ComparePrints
     | Upload
     | Fetch
     | Reserve

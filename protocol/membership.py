@@ -99,8 +99,13 @@ class Membership:
         if self._told in batch.rows.members:
             self._told = replace(self._told, seq=0)
 
+    def contradicted(self, member: Member) -> None:
+        """Somebody knows a later row of ours than we do, of an earlier life: ours is stated anew, above it."""
+        if member.seq > self.own.seq:
+            self._told = replace(self._told, seq=0)
+
     def hello(self, boot: int) -> Hello:
-        return Hello(self.ctx.fleet.cluster, self.own, boot, self.ctx.catalogue.fold())
+        return Hello(self.ctx.fleet.cluster, self.own, boot, self.ctx.catalogue.sketch().fold())
 
     # --- peers ---
 

@@ -3,8 +3,11 @@
 | message | sent by | answered by |
 |---|---|---|
 | Hello | both sides, first | the other's Hello |
-| RowsMessage | anyone, after a commit; in pages at session start | nothing |
-| Fold | anyone, each gossip interval | `RowsMessage` pages from both sides when the folds differ |
+| RowsMessage | anyone, after a commit; who was asked for rows | nothing (older rows by the newer ones) |
+| CellsMessage | anyone, each gossip interval | nothing when equal, else RowsMessage, Lacking, CellsWanted or Prints |
+| CellsWanted | who could not resolve the first cells | CellsMessage |
+| Lacking | who lacks rows | RowsMessage |
+| Prints | who differs by more than cells resolve, in pages | RowsMessage, Lacking |
 | Offer | a node with bytes for the receiver | Take |
 | Take | the receiver, once it has reserved room | the bytes (a bulk upload), then Receipt |
 | Receipt | the receiver, after the commit of its holdings | nothing; it ends the transfer |
@@ -18,12 +21,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from protocol.cells import Cells
 from protocol.values import Digest, Holding, Member, Parcel, Rows, Stripe
 
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """Opens a session. `boot` tells one life of a node from the next; `fold` spares equal nodes the exchange."""
+    """Opens a session. `boot` tells one life of a node from the next; `fold` spares equal nodes a comparison."""
 
     cluster: str
     member: Member
@@ -39,14 +43,36 @@ class RowsMessage:
 
 
 @dataclass(frozen=True, slots=True)
-class Fold:
-    """Count and exclusive-or of the fingerprints of all committed records and holdings of the sender.
+class CellsMessage:
+    """The first cells of the sender's sketch: from them the receiver reads what differs (see comparing.py)."""
 
-    `reply` is set when this answers a fold that differed: the receiver then streams, and does not answer again.
+    cells: Cells
+
+
+@dataclass(frozen=True, slots=True)
+class CellsWanted:
+    """The difference was not resolved: send this many cells, from the first on."""
+
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Lacking:
+    """Send me the rows with these fingerprints; none named means every row."""
+
+    fingerprints: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Prints:
+    """All fingerprints that the sender has with a prefix from `first` up to, not with, `end`, ascending.
+
+    The page from `PREFIXES` on is that of the rows without bytes, whose fingerprints have no prefix.
     """
 
-    fold: tuple[int, int]
-    reply: bool = False
+    first: int
+    end: int
+    fingerprints: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +123,7 @@ class Goodbye:
     why: str
 
 
-Message = Hello | RowsMessage | Fold | Offer | Take | Receipt | Ask | Goodbye
+Message = Hello | RowsMessage | CellsMessage | CellsWanted | Lacking | Prints | Offer | Take | Receipt | Ask | Goodbye
 
 HAVE = "have"  # a refusal that is good news: the receiver's store holds the digest already
 BUSY = "busy"  # a refusal that passes soon: the receiver has its hands full

@@ -15,6 +15,7 @@ from protocol import messages as m
 from protocol.accepting import Accepting
 from protocol.catalogue import Catalogue
 from protocol.clock import stamp_ms
+from protocol.comparing import Comparing
 from protocol.context import Context
 from protocol.debts import Debt, Debts
 from protocol.effects import Answer, Effects, Entry, Exit, Hangup, Inline, Referenced, Release, Scan, SetTimer, Unlink
@@ -47,7 +48,8 @@ class Replica:
         self.debts = Debts(ctx, self.members, self._settled)
         self.sending = Sending(ctx, self.members, self.debts)
         self.retention = Retention(ctx, self.members, self.debts, self._tell)
-        self.spreading = Spreading(ctx, self.members, random, self._heard, self.retention.beyond)
+        self.comparing = Comparing(ctx, self.members, random)
+        self.spreading = Spreading(ctx, self.members, self.comparing, self._heard, self.retention.beyond)
         self.receiving = Receiving(ctx, self.members, self.debts, self._tell)
         self.accepting = Accepting(ctx, self.debts, self._tell, self._owe)
         self.receiving.on_own_published(self._own_published)
@@ -151,7 +153,7 @@ class Replica:
         self.sending.tick()
         self.receiving.tick()
         self.retention.tick()
-        self.spreading.tick()
+        self.comparing.tick()
         self._state_debt()
         self._sweep_if_due()
         self._heal()
@@ -330,8 +332,14 @@ class Replica:
         match message:
             case m.RowsMessage():
                 self.spreading.received(peer, message.rows)
-            case m.Fold():
-                self.spreading.fold(peer, message)
+            case m.CellsMessage():
+                self.comparing.cells(peer, message)
+            case m.CellsWanted():
+                self.comparing.cells_wanted(peer, message)
+            case m.Lacking():
+                self.comparing.lacking(peer, message)
+            case m.Prints():
+                self.comparing.prints(peer, message)
             case m.Offer():
                 self.receiving.offered(peer, message)
             case m.Take():

@@ -1,55 +1,45 @@
-"""Spreading rows: told to all sessions once committed, exchanged in full where two nodes differ.
+"""Spreading rows: told to all sessions once committed; what is heard is filtered, committed and acted upon.
 
-First form. A new row goes at once to every session. Nodes compare folds (see fingerprints.py) at session start and each
-gossip interval; where they differ both stream all their rows. Rings and sketches will take the place of this, behind
-the same events. Only committed rows count as seen.
+A new row goes at once to every session. Whom that did not reach is found by comparing (see comparing.py). Only
+committed rows count as seen. Who says what is outdated here is told what replaced it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from random import Random
 
 from protocol import messages as m
+from protocol.comparing import Comparing
 from protocol.context import Context
-from protocol.effects import StreamRows
 from protocol.membership import Membership
 from protocol.names import publishable
-from protocol.values import Batch, Holding, Member, NodeId, Record, Rows, State, newer
+from protocol.values import Batch, Holding, Member, NodeId, Record, Rows, State, joined, newer
 
 PAGE_ROWS = 1_000  # rows in one message: about 200 kB of records
-QUIET_MS = 1_000  # folds are compared when neither side changed for so long: rows under way are no difference
-GOSSIP_INTERVALS_MAX = 3  # under a load that never rests, folds that differ for so long are exchanged all the same
-STREAM_MS_MIN = 10_000  # between two full exchanges with one peer
-FOLD_PEERS = 1  # peers asked at each interval
 
 
 class Spreading:
-    """Tells news, filters what it hears, and finds out who lacks something."""
+    """Tells news, and filters what it hears."""
 
     def __init__(
         self,
         ctx: Context,
         members: Membership,
-        random: Random,
+        comparing: Comparing,
         heard: Callable[[Rows], None],
         beyond: Callable[[Record, list[Record]], bool],
     ) -> None:
         self.ctx = ctx
         self.members = members
-        self.random = random
+        self.comparing = comparing
         self.heard = heard
         self.beyond = beyond
         self._told: list[Rows] = []
-        self._changed_ms = 0
-        self._fold_due_ms = 0
-        self._streamed_ms: dict[NodeId, int] = {}
-        self._agreed_ms: dict[NodeId, int] = {}
 
     def tell(self, rows: Rows) -> None:
         """Committed rows of our own making: to our own machines, and to every session once this event is handled."""
         if rows:
-            self._changed()
+            self.comparing.changed()
             self._told.append(rows)
             self.heard(rows)
 
@@ -60,20 +50,21 @@ class Spreading:
             self._send(joined(told), list(self.members.alive))
 
     def received(self, peer: NodeId, rows: Rows) -> None:
-        """Rows from a peer: commit what is news; act on it once it is durable."""
-        news = Rows(
-            tuple(record for record in rows.records if self._record_is_news(record)),
-            tuple(holding for holding in rows.holdings if self._holding_is_news(holding)),
-            tuple(member for member in rows.members if self._member_is_news(member)),
-        )
+        """Rows from a peer: commit what is news; act on it once it is durable. Answer what is outdated."""
+        records = [record for record in rows.records if self._record_is_news(record)]
+        holdings = [holding for holding in rows.holdings if self._holding_is_news(holding)]
+        members = [member for member in rows.members if self._member_is_news(member)]
+        news = Rows(tuple(records), tuple(holdings), tuple(members))
         if news:
-            self._changed()
+            self.comparing.changed()
             self.ctx.commit(Batch(news), lambda: self._committed(news))
+        if len(records) + len(holdings) + len(members) < len(rows.records) + len(rows.holdings) + len(rows.members):
+            self._answer_outdated(peer, rows)
 
     def _committed(self, news: Rows) -> None:
         for record in news.records:
             self.ctx.clock.observe(record.hlc, self.ctx.now_ms)
-        self._changed()
+        self.comparing.changed()
         self.heard(news)
 
     def _record_is_news(self, record: Record) -> bool:
@@ -111,15 +102,29 @@ class Spreading:
     def _member_is_news(self, member: Member) -> bool:
         if member.node == self.ctx.node:
             self.ctx.clock.restate(member.seq)
+            self.members.contradicted(member)
             return False
         return newer(self.ctx.catalogue.member(member.node), member)
 
-    # --- finding differences ---
+    def _answer_outdated(self, peer: NodeId, rows: Rows) -> None:
+        """Tell a peer what we know better than it: it would believe the old, and differ from us, for ever."""
+        catalogue = self.ctx.catalogue
+        records = ((row, catalogue.record(row.key)) for row in rows.records)
+        holdings = ((row, catalogue.holding(row.key)) for row in rows.holdings)
+        members = ((row, catalogue.member(row.node)) for row in rows.members)
+        better = Rows(
+            tuple(ours for row, ours in records if ours is not None and ours.state > row.state),
+            tuple(ours for row, ours in holdings if ours is not None and ours.seq > row.seq),
+            tuple(ours for row, ours in members if ours is not None and ours.seq > row.seq),
+        )
+        if better:
+            self._send(better, [peer])
+
+    # --- sessions ---
 
     def session_up(self, peer: NodeId, hello: m.Hello) -> None:
         self._member_up(peer, hello.member)
-        if hello.fold != self.ctx.catalogue.fold():
-            self._stream(peer, STREAM_MS_MIN if self._streamed_ms.get(peer) == self.ctx.now_ms else 0)
+        self.comparing.session_up(peer, hello.fold)
 
     def _member_up(self, peer: NodeId, member: Member) -> None:
         """The row a peer brings is news to us, and, for nodes outside the hosts file, to the others."""
@@ -133,56 +138,10 @@ class Spreading:
             self._send(rows, others)
         self.heard(rows)
 
-    def fold(self, peer: NodeId, message: m.Fold) -> None:
-        """Compare; where we differ, and nothing is under way, exchange in full."""
-        if message.fold == self.ctx.catalogue.fold():
-            self._agreed_ms[peer] = self.ctx.now_ms
-            return
-        agreed_ms = self._agreed_ms.setdefault(peer, self.ctx.now_ms)  # or began to differ
-        settled = self.ctx.now_ms - max(agreed_ms, self._streamed_ms.get(peer, 0))
-        patience = GOSSIP_INTERVALS_MAX * int(self.ctx.routing.gossip_interval_seconds * 1000)
-        if self.ctx.now_ms - self._changed_ms < QUIET_MS and settled < patience:
-            return
-        if self._stream(peer, STREAM_MS_MIN) and not message.reply:
-            self.ctx.send(peer, m.Fold(self.ctx.catalogue.fold(), reply=True))
-
-    def tick(self) -> None:
-        """Send our fold to a random peer each interval, and soon after news has settled."""
-        now = self.ctx.now_ms
-        due = now >= self._fold_due_ms or (self._changed_ms and now - self._changed_ms >= QUIET_MS)
-        if not due or not self.members.alive:
-            return
-        self._fold_due_ms = now + int(self.ctx.routing.gossip_interval_seconds * 1000)
-        self._changed_ms = 0
-        for peer in self.random.sample(sorted(self.members.alive), min(FOLD_PEERS, len(self.members.alive))):
-            self.ctx.send(peer, m.Fold(self.ctx.catalogue.fold()))
-
-    def _stream(self, peer: NodeId, gap_ms: int) -> bool:
-        last = self._streamed_ms.get(peer)
-        if last is not None and self.ctx.now_ms - last < gap_ms:
-            return False
-        self._streamed_ms[peer] = self.ctx.now_ms
-        self.ctx.emit(StreamRows(peer))
-        return True
-
-    def _changed(self) -> None:
-        self._changed_ms = self.ctx.now_ms
-
     def _send(self, rows: Rows, peers: list[NodeId]) -> None:
         for peer in sorted(peers):
             for page in pages(rows):
                 self.ctx.send(peer, m.RowsMessage(page))
-
-
-def joined(several: list[Rows]) -> Rows:
-    """All of these rows as one, in order."""
-    if len(several) == 1:
-        return several[0]
-    return Rows(
-        tuple(record for rows in several for record in rows.records),
-        tuple(holding for rows in several for holding in rows.holdings),
-        tuple(member for rows in several for member in rows.members),
-    )
 
 
 def pages(rows: Rows) -> list[Rows]:

@@ -197,3 +197,15 @@ def newer(ours: Holding | Member | None, theirs: Holding | Member) -> bool:
 
 def with_seq(member: Member, seq: int) -> Member:
     return replace(member, seq=seq)
+
+
+def joined(several: Iterable[Rows]) -> Rows:
+    """All of these rows as one, in order."""
+    known = list(several)
+    if len(known) == 1:
+        return known[0]
+    return Rows(
+        tuple(record for rows in known for record in rows.records),
+        tuple(holding for rows in known for holding in rows.holdings),
+        tuple(member for rows in known for member in rows.members),
+    )

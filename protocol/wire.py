@@ -12,8 +12,10 @@ from typing import Any, cast
 
 import msgpack
 
+from protocol import cells
 from protocol import messages as m
 from protocol.clock import HLC_MAX
+from protocol.fingerprints import PREFIXES
 from protocol.names import NameRefused, check_name, check_node
 from protocol.values import (
     DIGEST_BYTES,
@@ -33,6 +35,7 @@ MESSAGE_BYTES_MAX = 4 << 20  # a full offer: 1,000 parcels of at most 2.5 kB, an
 ROWS_MAX = 2_000  # rows in a message: one page of an exchange; what a group commit applies in a few ms
 PARCELS_MAX = 1_000  # parcels in an offer: one group commit at the receiver
 STRIPES_MAX = 4_096  # stripes of a parcel: a map more scattered than this is asked for in parts
+FINGERPRINTS_MAX = cells.CELLS_MAX  # in a message: more than the largest sketch resolves
 SENTENCE_CHARS_MAX = 500  # reasons are for people
 META_ITEMS_MAX = 32  # fields carried along unread
 META_BYTES_MAX = 2_048  # all of them together
@@ -207,6 +210,13 @@ def _unpack_hello(f: Packed) -> m.Hello:
     )
 
 
+def _unpack_prints(f: Packed) -> m.Prints:
+    first, end = _int(f[0], PREFIXES, "first prefix"), _int(f[1], PREFIXES + 1, "last prefix")
+    if first >= end or (first < PREFIXES < end):
+        raise WireError(f"a page of fingerprints cannot go from {first} to {end}")
+    return m.Prints(first, end, _fingerprints(f[2]))
+
+
 def _unpack_offer(f: Packed) -> m.Offer:
     parcels = tuple(_unpack_parcel(p) for p in _list(f[1], PARCELS_MAX, "parcels"))
     return m.Offer(_int(f[0], SEQ_MAX, "transfer"), parcels, _int(f[2], SEQ_MAX, "answers"))
@@ -246,12 +256,7 @@ _TABLE: dict[int, tuple[type, int, Pack, Unpack]] = {
         _unpack_hello,
     ),
     2: (m.RowsMessage, 3, lambda x: _pack_rows(x.rows), _unpack_rows),
-    3: (
-        m.Fold,
-        2,
-        lambda x: [_pack_fold(x.fold), x.reply],
-        lambda f: m.Fold(_unpack_fold(f[0]), _bool(f[1], "reply")),
-    ),
+    3: (m.CellsMessage, 1, lambda x: [cells.pack(x.cells)], lambda f: m.CellsMessage(_cells(f[0]))),
     4: (m.Offer, 3, lambda x: [x.transfer, [_pack_parcel(p) for p in x.parcels], x.answers], _unpack_offer),
     5: (
         m.Take,
@@ -270,6 +275,9 @@ _TABLE: dict[int, tuple[type, int, Pack, Unpack]] = {
         _unpack_receipt,
     ),
     7: (m.Ask, 2, lambda x: [x.transfer, list(x.digests)], _unpack_ask),
+    9: (m.CellsWanted, 1, lambda x: [x.count], lambda f: m.CellsWanted(_int(f[0], cells.CELLS_MAX, "cells"))),
+    10: (m.Lacking, 1, lambda x: [list(x.fingerprints)], lambda f: m.Lacking(_fingerprints(f[0]))),
+    11: (m.Prints, 3, lambda x: [x.first, x.end, list(x.fingerprints)], _unpack_prints),
     8: (m.Goodbye, 1, lambda x: [_clip(x.why)], lambda f: m.Goodbye(_text(f[0], SENTENCE_CHARS_MAX, "reason"))),
 }
 _NUMBERS = {row[0]: number for number, row in _TABLE.items()}
@@ -349,6 +357,22 @@ def _int(value: object, value_max: int, what: str) -> int:
     if type(value) is not int or not 0 <= value <= value_max:
         raise WireError(f"{what} must be a whole number from 0 to {value_max}, not {_shown(value)}")
     return value
+
+
+def _fingerprints(value: object) -> tuple[int, ...]:
+    return tuple(_int(item, cells.ITEM_MASK, "fingerprint") for item in _list(value, FINGERPRINTS_MAX, "fingerprints"))
+
+
+def _cells(value: object) -> cells.Cells:
+    if type(value) is not bytes:
+        raise WireError("cells must be bytes")
+    try:
+        parsed = cells.parse(value)
+    except cells.CellsRefused as refusal:
+        raise WireError(str(refusal)) from refusal
+    if parsed.first:
+        raise WireError(f"cells must begin with the first, not with number {parsed.first}")
+    return parsed
 
 
 def _bool(value: object, what: str) -> bool:

@@ -7,14 +7,15 @@ say.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from random import Random
 from typing import Any
 
 from protocol import effects as f
 from protocol.events import Boot, DiskChanged, Event, Published, Reserved, Scanned, Timer, Withdrawn
-from protocol.messages import Hello, RowsMessage
+from protocol.messages import Hello, Lacking, Message, RowsMessage
 from protocol.replica import Replica
+from protocol.spreading import pages
 from protocol.values import Digest, NodeId, Parcel, Place
 from simulations.commits import SimCommitter
 from simulations.depot import Publishing, SimDepot
@@ -177,6 +178,8 @@ class SimNode:
             f.Dial: lambda effect: self.around.network.dial(self.name, effect.peer),
             f.Hangup: lambda effect: self.around.network.hangup(self.name, effect.peer, effect.why),
             f.StreamRows: self._stream_rows,
+            f.StreamPrints: self._stream_prints,
+            f.ComparePrints: self._compare_prints,
             f.Upload: lambda effect: self.around.streams.upload(self, effect),
             f.Fetch: lambda effect: self.around.streams.fetch(self, effect),
             f.Reserve: self._reserve,
@@ -211,8 +214,23 @@ class SimNode:
         )
 
     def _stream_rows(self, effect: f.StreamRows) -> None:
-        for index, page in enumerate(list(self.disk.catalogue.rows_pages(PAGE_ROWS))):
-            send = f.Send(effect.peer, RowsMessage(page))
+        if effect.only is None:
+            found = list(self.disk.catalogue.rows_pages(PAGE_ROWS))
+        else:
+            found = pages(self.disk.catalogue.rows_of(effect.only))
+        self._send_slowly(effect.peer, [RowsMessage(page) for page in found])
+
+    def _stream_prints(self, effect: f.StreamPrints) -> None:
+        self._send_slowly(effect.peer, list(self.disk.catalogue.prints_pages(PAGE_ROWS)))
+
+    def _compare_prints(self, effect: f.ComparePrints) -> None:
+        rows, lacking = self.disk.catalogue.compare(effect.prints)
+        messages: list[Message] = [RowsMessage(page) for page in pages(rows)] if rows else []
+        self._send_slowly(effect.peer, [*messages, Lacking(lacking)] if lacking else messages)
+
+    def _send_slowly(self, peer: NodeId, messages: Sequence[Message]) -> None:
+        for index, message in enumerate(messages):
+            send = f.Send(peer, message)
             self.later(index * 3, lambda send=send: self._send(send))  # type: ignore[misc]
 
     def _reserve(self, effect: f.Reserve) -> None:

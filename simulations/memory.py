@@ -8,13 +8,23 @@ node finds when it comes up again.
 from __future__ import annotations
 
 from bisect import bisect_right, insort
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
 from protocol.catalogue import HOLDERS_MAX, SHARERS_MAX, VERSIONS_MAX
-from protocol.fingerprints import cluster_key, holding_fingerprint, record_fingerprint
+from protocol.fingerprints import (
+    PREFIX_BYTES,
+    PREFIXES,
+    cluster_key,
+    holding_fingerprint,
+    member_fingerprint,
+    record_fingerprint,
+)
+from protocol.messages import Prints
+from protocol.sketch import Sketch
 from protocol.values import (
+    NO_DIGEST,
     Batch,
     Digest,
     Holding,
@@ -30,7 +40,10 @@ from protocol.values import (
 )
 
 PAGE_ROWS_MAX = 1_000  # as the agent's manifest pages them
+LAST_PAGE = (PREFIXES, PREFIXES + 1)  # of rows without bytes
+CELLS = 512  # resolves 300 differences; beyond, pages of fingerprints. A thousand nodes of 16,384 cells would be 260 MB
 
+Row = Record | Holding | Member
 Page = tuple[tuple[Record, tuple[Holding, ...]], ...]
 Key = TypeVar("Key", RecordKey, HoldingKey, str)
 Indexed = TypeVar("Indexed", str, bytes)
@@ -49,8 +62,7 @@ class Tables:
     members: dict[NodeId, Member] = field(default_factory=dict)
     places: dict[str, Place] = field(default_factory=dict)
     paths: dict[Digest, tuple[str, ...]] = field(default_factory=dict)
-    combined: int = 0  # exclusive-or of fingerprints
-    present: int = 0  # count of present holdings
+    prints: dict[int, Row] = field(default_factory=dict)  # every row that has a fingerprint, by it
     last_hlc: int = 0
 
     def copy(self) -> Tables:
@@ -63,8 +75,7 @@ class Tables:
             dict(self.members),
             dict(self.places),
             dict(self.paths),
-            self.combined,
-            self.present,
+            dict(self.prints),
             self.last_hlc,
         )
 
@@ -72,10 +83,11 @@ class Tables:
 class MemoryCatalogue:
     """A `Catalogue` over dictionaries that also takes batches, as the manifest of `node` in `cluster` would."""
 
-    def __init__(self, cluster: str, node: NodeId) -> None:
+    def __init__(self, cluster: str, node: NodeId, cells: int = CELLS) -> None:
         self._key = cluster_key(cluster)
         self._node = node
         self._tables = Tables()
+        self._sketch = Sketch(self._key, cells)
         self._sorted: list[RecordKey] | None = None  # record keys in order; None when they changed
 
     # A crash
@@ -88,6 +100,8 @@ class MemoryCatalogue:
         """Be what the snapshot was; it can be restored again."""
         self._tables = tables.copy()
         self._sorted = None
+        self._sketch = Sketch(self._key, len(self._sketch))
+        self._sketch.apply(list(tables.prints))
 
     # Look-ups
 
@@ -119,8 +133,8 @@ class MemoryCatalogue:
     def place(self, path: str) -> Place | None:
         return self._tables.places.get(path)
 
-    def fold(self) -> tuple[int, int]:
-        return len(self._tables.records) + self._tables.present, self._tables.combined
+    def sketch(self) -> Sketch:
+        return self._sketch
 
     def last_hlc(self) -> int:
         return self._tables.last_hlc
@@ -154,7 +168,7 @@ class MemoryCatalogue:
         _insert(self._tables.names, record.name, record.key)
         if record.state is State.LIVE:
             _insert(self._tables.sharers, record.digest, record.key)
-        self._tables.combined ^= record_fingerprint(self._key, record)
+        self._note(record_fingerprint(self._key, record), record)
         self._stamp(record.origin, record.hlc)
         self._sorted = None
 
@@ -164,7 +178,7 @@ class MemoryCatalogue:
             return
         _remove(self._tables.names, record.name, key)
         _remove(self._tables.sharers, record.digest, key)
-        self._tables.combined ^= record_fingerprint(self._key, record)
+        self._strike(record_fingerprint(self._key, record))
         self._sorted = None
 
     def _put_holding(self, holding: Holding) -> None:
@@ -176,15 +190,19 @@ class MemoryCatalogue:
         was = ours is not None and ours.present
         if holding.present == was:
             return
-        self._tables.combined ^= holding_fingerprint(self._key, holding)
-        self._tables.present += 1 if holding.present else -1
         if holding.present:
+            self._note(holding_fingerprint(self._key, holding), holding)
             _insert(self._tables.holders, holding.digest, holding.key)
         else:
+            self._strike(holding_fingerprint(self._key, holding))
             _remove(self._tables.holders, holding.digest, holding.key)
 
     def _put_member(self, member: Member) -> None:
-        if newer(self._tables.members.get(member.node), member):
+        ours = self._tables.members.get(member.node)
+        if newer(ours, member):
+            if ours is not None:
+                self._strike(member_fingerprint(self._key, ours))
+            self._note(member_fingerprint(self._key, member), member)
             self._tables.members[member.node] = member
             self._stamp(member.node, member.seq)
 
@@ -192,6 +210,14 @@ class MemoryCatalogue:
         place = self._tables.places.pop(path, None)
         if place is not None:
             _remove(self._tables.paths, place.digest, path)
+
+    def _note(self, fingerprint: int, row: Row) -> None:
+        self._tables.prints[fingerprint] = row
+        self._sketch.add(fingerprint)
+
+    def _strike(self, fingerprint: int) -> None:
+        del self._tables.prints[fingerprint]
+        self._sketch.remove(fingerprint)
 
     def _stamp(self, node: NodeId, hlc: int) -> None:
         if node == self._node:
@@ -219,6 +245,44 @@ class MemoryCatalogue:
             yield Rows(holdings=holding_page)
         for member_page in _pages(self._tables.members, page_rows):
             yield Rows(members=member_page)
+
+    # Differences
+
+    def rows_of(self, fingerprints: Iterable[int]) -> Rows:
+        """The rows with these fingerprints, as far as they are here."""
+        prints = self._tables.prints
+        return _rows([prints[fingerprint] for fingerprint in fingerprints if fingerprint in prints])
+
+    def prints_pages(self, page_rows: int = PAGE_ROWS_MAX) -> Iterator[Prints]:
+        """All fingerprints, ascending, in pages that leave no gap between them."""
+        printed = sorted((_page_of(row), fingerprint) for fingerprint, row in self._tables.prints.items())
+        step = max(1, PREFIXES * page_rows // (len(printed) + 1))
+        for first, end in [*((at, min(at + step, PREFIXES)) for at in range(0, PREFIXES, step)), LAST_PAGE]:
+            yield Prints(first, end, tuple(fingerprint for page, fingerprint in printed if first <= page < end))
+
+    def compare(self, page: Prints) -> tuple[Rows, tuple[int, ...]]:
+        """(our rows that the page lacks, fingerprints in it that we lack)."""
+        theirs = dict.fromkeys(page.fingerprints)
+        ours = self._tables.prints
+        missing = [row for fingerprint, row in ours.items() if fingerprint not in theirs]
+        missing = [row for row in missing if page.first <= _page_of(row) < page.end]
+        return _rows(missing), tuple(fingerprint for fingerprint in theirs if fingerprint not in ours)
+
+
+def _page_of(row: Row) -> int:
+    """The prefix of its digest; rows without live bytes are on the page behind all prefixes."""
+    gone = isinstance(row, Record) and row.state is not State.LIVE
+    if isinstance(row, Member) or gone or row.digest == NO_DIGEST:
+        return PREFIXES
+    return int.from_bytes(row.digest[:PREFIX_BYTES], "big")
+
+
+def _rows(rows: Sequence[Row]) -> Rows:
+    return Rows(
+        tuple(row for row in rows if isinstance(row, Record)),
+        tuple(row for row in rows if isinstance(row, Holding)),
+        tuple(row for row in rows if isinstance(row, Member)),
+    )
 
 
 def _pages(table: dict[Key, Value], page_rows: int) -> Iterator[tuple[Value, ...]]:

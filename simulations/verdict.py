@@ -26,7 +26,7 @@ class Verdict:
     def open_matters(self) -> list[str]:
         """What is not settled yet, cheapest questions first; empty when all is well."""
         living = self.living()
-        folds = {node.disk.catalogue.fold(): node.name for node in living}
+        folds = {node.disk.catalogue.sketch().fold(): node.name for node in living}
         if len(folds) > 1:
             return [f"{' and '.join(sorted(folds.values()))} do not have the same rows"]
         matters = [matter for node in living for matter in self._open_in(node)]

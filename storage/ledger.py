@@ -1,4 +1,4 @@
-"""What the manifest counts while rows change: the fold, the totals per kind, our own highest stamp.
+"""What the manifest counts while rows change: fingerprints that come and go, totals per kind, our own highest stamp.
 
 Temporary triggers on the one writing connection note every row that really changes in a temporary table, inside the
 statement that changes it. Whatever the replacement rules let through is counted, nothing else is, and a rollback,
@@ -12,12 +12,13 @@ for the interpreter, several times a row.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from protocol.fingerprints import cluster_key, fingerprint_of_holding, fingerprint_of_record
-from protocol.values import Digest, NodeId, State
+from protocol.fingerprints import cluster_key, fingerprint_of_holding, fingerprint_of_member, fingerprint_of_record
+from protocol.values import Batch, Digest, NodeId, State
 
-# what: 1 a record, 2 a holding, 3 a stamp, 4 a digest whose chunk list may be unneeded
+# what: 1 a record, 2 a holding, 3 a member, 4 a digest whose chunk list may be unneeded
 _NOTE = "INSERT INTO noted VALUES"
 SCHEMA = (
     "CREATE TEMP TABLE noted (what INTEGER, sign INTEGER, name TEXT, stamp INTEGER, node TEXT, digest BLOB, "
@@ -34,9 +35,10 @@ SCHEMA = (
     f"""CREATE TEMP TRIGGER holding_changed AFTER UPDATE ON main.holdings BEGIN
     {_NOTE} (2, new.present - old.present, '', new.seq, new.node, new.digest, new.store, 0, 0); END""",
     f"""CREATE TEMP TRIGGER member_added AFTER INSERT ON main.members BEGIN
-    {_NOTE} (3, 0, '', new.seq, new.node, x'', x'', 0, 0); END""",
+    {_NOTE} (3, 1, '', new.seq, new.node, x'', x'', 0, 0); END""",
     f"""CREATE TEMP TRIGGER member_changed AFTER UPDATE ON main.members BEGIN
-    {_NOTE} (3, 0, '', new.seq, new.node, x'', x'', 0, 0); END""",
+    {_NOTE} (3, -1, '', old.seq, old.node, x'', x'', 0, 0);
+    {_NOTE} (3, 1, '', new.seq, new.node, x'', x'', 0, 0); END""",
     f"""CREATE TEMP TRIGGER place_changed AFTER UPDATE ON main.places WHEN old.digest <> new.digest BEGIN
     {_NOTE} (4, 0, '', 0, '', old.digest, x'', 0, 0); END""",
     f"""CREATE TEMP TRIGGER place_dropped AFTER DELETE ON main.places BEGIN
@@ -56,9 +58,10 @@ _LIVE = int(State.LIVE)  # compared a million times in a rebuild
 class Counts:
     """What one transaction has counted."""
 
-    rows: int
-    combined: int  # exclusive-or of fingerprints
     last_hlc: int
+    added: list[int] = field(default_factory=list)  # fingerprints
+    removed: list[int] = field(default_factory=list)
+    note: int = 0  # the number under which the sketchbook noted these two
     kinds: dict[str, tuple[int, int]] = field(default_factory=dict)  # change of (live records, bytes)
     loose: dict[Digest, None] = field(default_factory=dict)  # digests whose chunk list may now be unneeded
 
@@ -69,11 +72,20 @@ class Ledger:
     def __init__(self, cluster: str, node: NodeId) -> None:
         self._key = cluster_key(cluster)
         self._node = node
-        self.counts = Counts(0, 0, 0)
+        self.counts = Counts(0)
 
-    def begin(self, fold: tuple[int, int], last_hlc: int) -> None:
-        """A transaction starts; these are the committed counts."""
-        self.counts = Counts(fold[0], fold[1], last_hlc)
+    def begin(self, last_hlc: int) -> None:
+        """A transaction starts; this is the committed stamp."""
+        self.counts = Counts(last_hlc)
+
+    def stamp(self, batches: Sequence[Batch]) -> None:
+        """Remember our own highest stamp among these rows, also of one that a later batch of the group drops."""
+        for batch in batches:
+            rows = batch.rows
+            own = [record.hlc for record in rows.records if record.origin == self._node]
+            own += [holding.seq for holding in rows.holdings if holding.node == self._node]
+            own += [member.seq for member in rows.members if member.node == self._node]
+            self.counts.last_hlc = max(self.counts.last_hlc, *own) if own else self.counts.last_hlc
 
     def add(self, notes: str) -> None:
         """Count what the transaction has changed; `notes` is the one value of `READ_NOTES`."""
@@ -81,31 +93,24 @@ class Ledger:
             if what == 1:
                 self._record(sign, name, stamp, node, bytes.fromhex(digest), state, size)
             elif what == 2:
-                self._holding(sign, bytes.fromhex(digest), node, bytes.fromhex(store), stamp)
+                if sign:
+                    self._print(
+                        sign, fingerprint_of_holding(self._key, node, bytes.fromhex(store), bytes.fromhex(digest))
+                    )
             elif what == 3:
-                self._stamp(node, stamp)
+                self._print(sign, fingerprint_of_member(self._key, node, stamp))
             else:
                 self.counts.loose[bytes.fromhex(digest)] = None
 
     def _record(self, sign: int, name: str, hlc: int, origin: str, digest: bytes, state: int, size: int) -> None:
         counts = self.counts
-        counts.rows += sign
-        counts.combined ^= fingerprint_of_record(self._key, name, hlc, origin, state, digest)
+        self._print(sign, fingerprint_of_record(self._key, name, hlc, origin, state, digest))
         if state == _LIVE:
             kind = name.partition("/")[0]
             artifacts, size_bytes = counts.kinds.get(kind, (0, 0))
             counts.kinds[kind] = (artifacts + sign, size_bytes + sign * size)
-        if sign > 0:
-            self._stamp(origin, hlc)
-        else:
+        if sign < 0:
             counts.loose[digest] = None
 
-    def _holding(self, change: int, digest: bytes, node: str, store: bytes, seq: int) -> None:
-        if change:
-            self.counts.rows += change
-            self.counts.combined ^= fingerprint_of_holding(self._key, node, store, digest)
-        self._stamp(node, seq)
-
-    def _stamp(self, node: str, hlc: int) -> None:
-        if node == self._node:
-            self.counts.last_hlc = max(self.counts.last_hlc, hlc)
+    def _print(self, sign: int, fingerprint: int) -> None:
+        (self.counts.added if sign > 0 else self.counts.removed).append(fingerprint)

@@ -101,9 +101,6 @@ class Lookups:
         rows = self._rows(_PLACE, path)
         return place_of(rows[0]) if rows else None
 
-    def fold(self) -> tuple[int, int]:
-        return parse_fold(self.fact("fold"))
-
     def fact(self, key: str) -> str | None:
         """A local fact (see docs/formats.md), None when it was never set."""
         rows = self._rows(_FACT, key)
@@ -128,13 +125,3 @@ class SharedLookups(Lookups):
     def _rows(self, statement: str, *parameters: object) -> list[Row]:
         with self._lock:
             return super()._rows(statement, *parameters)
-
-
-def write_fold(fold: tuple[int, int]) -> str:
-    """A fold as text: 64 unsigned bits do not fit SQLite's integers."""
-    return f"{fold[0]}:{fold[1]:016x}"
-
-
-def parse_fold(text: str | None) -> tuple[int, int]:
-    count, _, combined = (text or "0:0").partition(":")
-    return int(count), int(combined, 16)

@@ -13,13 +13,16 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, closing
 from pathlib import Path
 
 import aiosqlite
 
+from protocol.fingerprints import cluster_key
+from protocol.sketch import Sketch
 from protocol.values import Batch, Digest, Holding, NodeId, Place, Record, Rows
+from storage.differences import Differences
 from storage.ledger import Ledger
 from storage.lookups import BUSY_SECONDS, Lookups, connect_reader
 from storage.manifest_file import ManifestDamaged, ManifestRefused, prepare, rebuild
@@ -37,6 +40,7 @@ from storage.manifest_writer import Applied, ManifestFailed, Quarantined, Writer
 from storage.queries import Queries
 from storage.row_writer import RowWriter
 from storage.shelf import Shelf
+from storage.sketchbook import Sketchbook
 
 __all__ = [
     "Applied",
@@ -82,6 +86,8 @@ class Manifest(Lookups):
         shelf: Shelf,
         writer: Writer,
         scanner: aiosqlite.Connection,
+        sketchbook: Sketchbook,
+        cluster: str,
     ) -> None:
         super().__init__(reader)
         self.path = path
@@ -90,6 +96,8 @@ class Manifest(Lookups):
         self.queries = Queries(scanner)
         self._writer = writer
         self._scanner = scanner
+        self._sketchbook = sketchbook
+        self.differences = Differences(self._all, cluster_key(cluster), lambda: sketchbook.sketch.fold()[0])
         self._closers = AsyncExitStack()
 
     @classmethod
@@ -105,9 +113,10 @@ class Manifest(Lookups):
             scanner = await closers.enter_async_context(
                 aiosqlite.Connection(lambda: connect_reader(path), iter_chunk_size=64)
             )
-            writer = Writer(path, writing, Ledger(cluster, node), shelf)
+            sketchbook = await asyncio.to_thread(Sketchbook.load, path, cluster)
+            writer = Writer(path, writing, Ledger(cluster, node), shelf, sketchbook)
             await writer.equip()
-            manifest = cls(path, boot, reader, shelf, writer, scanner)
+            manifest = cls(path, boot, reader, shelf, writer, scanner, sketchbook, cluster)
             manifest._closers = closers.pop_all()
         return manifest
 
@@ -132,6 +141,10 @@ class Manifest(Lookups):
     async def save_waiting_leaves(self) -> None:
         """Commit the chunk lists saved so far, without waiting for the next group."""
         await self._writer.apply(())
+
+    def sketch(self) -> Sketch:
+        """Of all committed rows. Only to be read, on the loop's thread."""
+        return self._sketchbook.sketch
 
     # Facts
 
@@ -206,7 +219,7 @@ class Manifest(Lookups):
         rows = await self._all("SELECT row, reason FROM quarantine ORDER BY id")
         return tuple((str(row), str(reason)) for row, reason in rows)
 
-    async def _all(self, statement: str, parameters: Iterable[object] = ()) -> list[Row]:
+    async def _all(self, statement: str, parameters: Sequence[object] = ()) -> list[Row]:
         try:
             return [tuple(row) for row in await self._scanner.execute_fetchall(statement, parameters)]
         except (sqlite3.Error, ValueError) as problem:  # aiosqlite says ValueError of a closed connection

@@ -17,10 +17,10 @@ from typing import TypeVar
 
 from protocol.values import Batch
 from storage.ledger import CLEAR_NOTES, READ_NOTES, SCHEMA, Ledger
-from storage.lookups import parse_fold, write_fold
 from storage.manifest_file import REBUILD
 from storage.row_writer import RowWriter
 from storage.shelf import Shelf
+from storage.sketchbook import CLEAR_TAIL, LAST_NOTE, NOTE, SAVE, Sketchbook
 from storage.writes import single_rows, statements
 
 QUARANTINE_ROWS_MAX = 1_000  # newest kept: enough to see what a peer sends wrong, bounded whatever it sends
@@ -44,7 +44,7 @@ _POISON = (
     ValueError,
 )
 
-_COUNTED = "SELECT key, value FROM facts WHERE key IN ('fold', 'last_hlc')"
+_LAST_HLC = "SELECT value FROM facts WHERE key = 'last_hlc'"
 _SET_FACT = "INSERT INTO facts (key, value) VALUES (?, ?) ON CONFLICT DO UPDATE SET value = excluded.value"
 _CLEAR_FACT = "DELETE FROM facts WHERE key = ?"
 _ADD_TOTAL = (
@@ -93,11 +93,12 @@ class Applied:
 class Writer:
     """Owns the writing connection. Tasks that shared it would mix their transactions, so each waits for the lock."""
 
-    def __init__(self, path: Path, connection: RowWriter, ledger: Ledger, shelf: Shelf) -> None:
+    def __init__(self, path: Path, connection: RowWriter, ledger: Ledger, shelf: Shelf, sketchbook: Sketchbook) -> None:
         self._path = path
         self._connection = connection
         self._ledger = ledger
         self._shelf = shelf
+        self._sketchbook = sketchbook
         self._writing = asyncio.Lock()
         self._open = True
         self.doubted = False  # a disk error was seen: the file is then checked at the next start
@@ -139,20 +140,25 @@ class Writer:
         async with self._writing:
             was_open, self._open = self._open, False
             if was_open:
-                await self._transaction(lambda: self._put_fact("clean", "0" if self.doubted else "1"))
+                await self._transaction(lambda: self._put_fact("clean", "0" if self.doubted else "1"), leaving=True)
             return was_open
 
     def _check_open(self) -> None:
         if not self._open:
             raise ManifestFailed(f"the manifest {self._path} is closed: nothing can be committed any more")
 
-    async def _transaction(self, work: Callable[[], Awaitable[T]]) -> T:
+    async def _transaction(self, work: Callable[[], Awaitable[T]], leaving: bool = False) -> T:
         """Run `work` between BEGIN and COMMIT; on any exception, cancellation included, nothing remains."""
         leaves = self._shelf.waiting_leaves()
+        saving = self._sketchbook.due(leaving)
+        self._ledger.begin(0)  # so that what is broken off before it begins has counted nothing
         try:
             await self._connection.execute("BEGIN IMMEDIATE")
-            facts = {str(row[0]): str(row[1]) for row in await self._connection.execute_fetchall(_COUNTED)}
-            self._ledger.begin(parse_fold(facts.get("fold")), int(facts.get("last_hlc", 0)))
+            stamps = await self._connection.execute_fetchall(_LAST_HLC)
+            self._ledger.begin(int(stamps[0][0]) if stamps else 0)
+            if saving:
+                await self._connection.execute(SAVE, (self._sketchbook.sketch.to_bytes(),))
+                await self._connection.execute(CLEAR_TAIL)
             result = await work()
             await self._settle()
             if leaves:
@@ -160,12 +166,29 @@ class Writer:
             await self._connection.execute("COMMIT")
         except BaseException as problem:
             await asyncio.shield(self._roll_back())
+            await self._look_what_stands(saving)
             if isinstance(problem, sqlite3.Error) and not isinstance(problem, _POISON):
                 self.doubted = True
                 raise ManifestFailed(self._sentence(problem)) from problem
             raise
         self._shelf.leaves_committed(leaves)
+        if saving:
+            self._sketchbook.saved()
+        self._sketchbook.committed(self._ledger.counts)
         return result
+
+    async def _look_what_stands(self, saving: bool) -> None:
+        """A transaction that was broken off may be committed all the same: the sketch follows the file."""
+        counts = self._ledger.counts
+        try:
+            last_note = (await self._connection.execute_fetchall(LAST_NOTE))[0][0]
+        except sqlite3.Error:  # the disk fails: what stands there, the next start reads
+            self.doubted = True
+            return
+        if counts.note and counts.note == last_note:
+            if saving:
+                self._sketchbook.saved()
+            self._sketchbook.committed(counts)
 
     async def _roll_back(self) -> None:
         """Leave no transaction open, not even one whose cancelled BEGIN still stands in the writer's queue."""
@@ -187,6 +210,7 @@ class Writer:
         )
 
     async def _write(self, batches: Sequence[Batch]) -> None:
+        self._ledger.stamp(batches)
         for statement, rows in statements(batches):
             await self._connection.executemany(statement, rows)
 
@@ -229,8 +253,9 @@ class Writer:
             await self._connection.executemany(_DROP_CHUNKS, [(digest,) for digest in counts.loose])
         if counts.kinds:
             await self._connection.executemany(_ADD_TOTAL, [(kind, *change) for kind, change in counts.kinds.items()])
-        facts = [("fold", write_fold((counts.rows, counts.combined))), ("last_hlc", str(counts.last_hlc))]
-        await self._connection.executemany(_SET_FACT, facts)
+        if counts.added or counts.removed:
+            await self._connection.execute(NOTE, self._sketchbook.note(counts))
+        await self._connection.execute(_SET_FACT, ("last_hlc", str(counts.last_hlc)))
 
     async def _put_fact(self, key: str, value: str | None) -> None:
         if value is None:

@@ -75,7 +75,14 @@ CREATE TABLE totals (kind TEXT PRIMARY KEY, artifacts INTEGER NOT NULL, bytes IN
 CREATE TABLE quarantine (id INTEGER PRIMARY KEY, row TEXT NOT NULL UNIQUE, reason TEXT NOT NULL);
 """
 
-MIGRATIONS: tuple[str, ...] = (_FIRST,)
+_SKETCH = """
+CREATE TABLE sketch (id INTEGER PRIMARY KEY CHECK (id = 1), frame BLOB NOT NULL);
+CREATE TABLE unsketched (id INTEGER PRIMARY KEY, added BLOB NOT NULL, removed BLOB NOT NULL);
+CREATE INDEX records_gone ON records (state) WHERE state <> 0;
+DELETE FROM facts WHERE key = 'fold';
+"""
+
+MIGRATIONS: tuple[str, ...] = (_FIRST, _SKETCH)
 
 
 class SchemaTooNew(Exception):

@@ -69,7 +69,7 @@ LOOKUPS: dict[str, Callable[[Manifest, Record], object]] = {
     "sharers": lambda manifest, record: manifest.sharers(record.digest),
     "holdings": lambda manifest, record: manifest.holdings(record.digest),
     "places": lambda manifest, record: manifest.places(record.digest),
-    "fold": lambda manifest, _: manifest.fold(),
+    "fold": lambda manifest, _: manifest.sketch().fold(),
 }
 
 

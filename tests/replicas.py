@@ -119,7 +119,7 @@ class Bench:
     def connect(self, *nodes: str, **facts: Any) -> Bench:
         """Sessions with these nodes, which have the same rows and room for more."""
         for node in nodes:
-            self.done(e.SessionUp(node, m.Hello("test", member(node, **facts), 1, self.catalogue.fold())))
+            self.done(e.SessionUp(node, m.Hello("test", member(node, **facts), 1, self.catalogue.sketch().fold())))
         return self
 
     def has(self, *rows: Record | Holding | Member, places: Sequence[Place] = ()) -> Bench:

@@ -1,7 +1,7 @@
 """One contract for both catalogues: the agent's manifest over SQLite and the simulator's over dictionaries.
 
 Every test speaks to an `Actor`, which turns both into the same few calls. The last tests feed random batches to both
-and demand the same answer to every question, and that the fold is what a recount of all rows gives.
+and demand the same answer to every question, and that the sketch is what a recount of all rows gives.
 """
 
 import asyncio
@@ -18,7 +18,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from protocol.catalogue import HOLDERS_MAX, SHARERS_MAX, VERSIONS_MAX, Catalogue
-from protocol.fingerprints import cluster_key, holding_fingerprint, record_fingerprint
+from protocol.cells import Cells
+from protocol.fingerprints import (
+    PREFIXES,
+    cluster_key,
+    holding_fingerprint,
+    member_fingerprint,
+    record_fingerprint,
+)
+from protocol.messages import Prints
+from protocol.sketch import Sketch
 from protocol.values import (
     NO_DIGEST,
     Batch,
@@ -33,7 +42,7 @@ from protocol.values import (
     Rows,
     State,
 )
-from simulations.memory import MemoryCatalogue
+from simulations.memory import CELLS, MemoryCatalogue
 from storage.manifest import START, Manifest, Page
 
 CLUSTER = "contract"
@@ -63,6 +72,23 @@ class Actor:
         if isinstance(pages, AsyncIterator):
             return [page async for page in pages]
         return list(pages)
+
+    async def rows_of(self, fingerprints: list[int]) -> list[object]:
+        if isinstance(self._both, MemoryCatalogue):
+            found = [self._both.rows_of(fingerprints)]
+        else:
+            found = [rows async for rows in self._both.differences.rows_of(fingerprints)]
+        return [row for rows in found for row in (*rows.records, *rows.holdings, *rows.members)]
+
+    async def prints_pages(self) -> list[Prints]:
+        if isinstance(self._both, MemoryCatalogue):
+            return list(self._both.prints_pages(10))
+        return [page async for page in self._both.differences.prints_pages()]
+
+    async def compare(self, page: Prints) -> tuple[Rows, tuple[int, ...]]:
+        if isinstance(self._both, MemoryCatalogue):
+            return self._both.compare(page)
+        return await self._both.differences.compare(page)
 
     def last_hlc(self) -> int:
         return self._both.last_hlc()
@@ -130,7 +156,7 @@ def test_an_empty_catalogue_answers_every_question_with_nothing(tell: Tell) -> N
         assert catalogue.place("a") is None
         assert catalogue.versions("model/a") == catalogue.sharers(D1) == catalogue.holdings(D1) == ()
         assert catalogue.members() == catalogue.places(D1) == ()
-        assert catalogue.fold() == (0, 0)
+        assert catalogue.sketch().fold() == (0, 0)
         assert await actor.scan(START, 10) == ((), True)
         assert await actor.pages(10) == []
         assert actor.last_hlc() == 0
@@ -305,41 +331,94 @@ def test_batches_of_one_group_count_in_order(tell: Tell) -> None:
         await actor.apply(put(record(), place("a")), drop, put(record(digest=D2), place("a", D2)), put(record()))
         assert actor.catalogue.record(record().key) == record(digest=D2)
         assert actor.catalogue.place("a") == place("a", D2)
-        assert actor.catalogue.fold() == recount([record(digest=D2)], [])
+        assert cells_of(actor) == recount(record(digest=D2))
 
     tell(story)
 
 
-def recount(records: list[Record], holdings: list[Holding]) -> tuple[int, int]:
-    """The fold by its definition."""
+def prints_of(*rows: Record | Holding | Member) -> list[int]:
+    """The fingerprints of what counts: not of withdrawn holdings."""
     key = cluster_key(CLUSTER)
-    prints = [record_fingerprint(key, row) for row in records]
-    prints += [holding_fingerprint(key, row) for row in holdings if row.present]
-    combined = 0
-    for fingerprint in prints:
-        combined ^= fingerprint
-    return len(prints), combined
+    prints = [record_fingerprint(key, row) for row in rows if isinstance(row, Record)]
+    prints += [holding_fingerprint(key, row) for row in rows if isinstance(row, Holding) and row.present]
+    return prints + [member_fingerprint(key, row) for row in rows if isinstance(row, Member)]
 
 
-def test_the_fold_counts_records_and_present_holdings(tell: Tell) -> None:
+def recount(*rows: Record | Holding | Member) -> Cells:
+    """The sketch by its definition."""
+    sketch = Sketch(cluster_key(CLUSTER), CELLS)
+    sketch.apply(prints_of(*rows))
+    return sketch.cells(0, CELLS)
+
+
+def cells_of(actor: Actor) -> Cells:
+    return actor.catalogue.sketch().cells(0, CELLS)
+
+
+def test_the_sketch_is_that_of_records_present_holdings_and_members(tell: Tell) -> None:
     async def story(actor: Actor) -> None:
-        tomb = record("model/b", state=State.DELETED)
-        await actor.apply(put(record(), tomb, holding(), holding(D2, present=False), Member("beta", 1), place("a")))
-        assert actor.catalogue.fold() == recount([record(), tomb], [holding()])
-        await actor.apply(put(holding(seq=9)))
-        assert actor.catalogue.fold() == recount([record(), tomb], [holding()])
+        tomb, beta = record("model/b", state=State.DELETED), Member("beta", 1)
+        await actor.apply(put(record(), tomb, holding(), holding(D2, present=False), beta, place("a")))
+        assert cells_of(actor) == recount(record(), tomb, holding(), beta)
+        await actor.apply(put(holding(seq=9), Member("beta", 2)))
+        assert cells_of(actor) == recount(record(), tomb, holding(), Member("beta", 2))
         await actor.apply(put(holding(seq=10, present=False)))
-        assert actor.catalogue.fold() == recount([record(), tomb], [])
+        assert cells_of(actor) == recount(record(), tomb, Member("beta", 2))
         await actor.apply(put(record(state=State.EXPIRED)))
-        assert actor.catalogue.fold() == recount([record(state=State.EXPIRED), tomb], [])
+        assert cells_of(actor) == recount(record(state=State.EXPIRED), tomb, Member("beta", 2))
         await actor.apply(Batch(forget_records=(tomb.key, record().key)))
-        assert actor.catalogue.fold() == (0, 0)
+        assert cells_of(actor) == recount(Member("beta", 2))
+
+    tell(story)
+
+
+NUMBERED = [bytes([number * 6]) * 32 for number in range(40)]
+MANY = [
+    *(record(f"model/{digest[0]}", digest=digest) for digest in NUMBERED),
+    *(holding(digest, node="alpha") for digest in NUMBERED),
+    *(holding(digest, node="beta", present=digest[0] % 4 == 0) for digest in NUMBERED),
+    record("model/gone", state=State.DELETED, digest=NO_DIGEST),
+    record("spore/revoked/x", digest=NO_DIGEST),
+    Member("alpha", 4),
+    Member("beta", 5),
+]
+
+
+def test_rows_are_found_by_their_fingerprints(tell: Tell) -> None:
+    async def story(actor: Actor) -> None:
+        await actor.apply(put(*MANY))
+        wanted = [row for row in MANY if prints_of(row)][::3]
+        found = await actor.rows_of([*(prints_of(row)[0] for row in wanted), 12345])
+        assert sorted(map(repr, found)) == sorted(map(repr, wanted))
+        assert await actor.rows_of([]) == []
+
+    tell(story)
+
+
+def test_pages_of_fingerprints_leave_no_gap_and_show_what_differs(tell: Tell) -> None:
+    async def story(actor: Actor) -> None:
+        await actor.apply(put(*MANY))
+        pages = await actor.prints_pages()
+        assert [page.first for page in pages[1:]] == [page.end for page in pages[:-1]]
+        assert (pages[0].first, pages[-1].end) == (0, PREFIXES + 1)
+        assert sorted(print_ for page in pages for print_ in page.fingerprints) == sorted(prints_of(*MANY))
+        missing = prints_of(*MANY)[::4]
+        ours: list[object] = []
+        for page in pages:
+            theirs = tuple(print_ for print_ in page.fingerprints if print_ not in missing)
+            alien = page.first << 40 if page.first < PREFIXES else 7
+            rows, lacking = await actor.compare(replace(page, fingerprints=(alien, *theirs)))
+            assert lacking == (alien,)
+            ours += [*rows.records, *rows.holdings, *rows.members]
+        assert sorted(prints_of(*ours)) == sorted(missing)
 
     tell(story)
 
 
 def test_the_highest_stamp_of_our_own_is_remembered_after_its_row_is_gone(tell: Tell) -> None:
     async def story(actor: Actor) -> None:
+        await actor.apply(put(record(hlc=60)), Batch(forget_records=(record(hlc=60).key,)))
+        assert actor.last_hlc() == 60
         await actor.apply(put(record(hlc=70), record(hlc=900, origin="beta"), holding(node="beta", seq=901)))
         assert actor.last_hlc() == 70
         await actor.apply(put(holding(seq=80)), put(holding(seq=75)), put(Member("alpha", 3)))
@@ -431,7 +510,7 @@ def answers(catalogue: Catalogue) -> list[object]:
     """What a catalogue says to every question that the random histories can have touched."""
     all_names = ["model/a", "model/a/b", "game/alpha/x", "game/beta/\u00fc", "npz/\U0001f600"]
     found: list[object] = [
-        catalogue.fold(),
+        catalogue.sketch().cells(0, CELLS),
         catalogue.members(),
         [catalogue.member(node) for node in ("alpha", "beta")],
     ]
@@ -458,7 +537,7 @@ def test_both_catalogues_give_the_same_answers_after_any_history(history: list[l
             assert await sqlite.pages(4) == await memory.pages(4)
             assert await sqlite.scan(START, 3) == await memory.scan(START, 3)
             everything = sum(await sqlite.pages(100), Rows())
-            assert sqlite.catalogue.fold() == recount(list(everything.records), list(everything.holdings))
+            assert cells_of(sqlite) == recount(*everything.records, *everything.holdings, *everything.members)
 
     asyncio.run(story())
 

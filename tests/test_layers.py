@@ -28,8 +28,9 @@ BELOW = {
 
 # The core decides and does nothing: what it may know of the world besides itself.
 PURE = {
-    "__future__", "collections", "collections.abc", "dataclasses", "enum", "fnmatch", "functools", "hashlib",
-    "itertools", "json", "random", "re", "typing", "unicodedata", "blake3",
+    "__future__", "array", "collections", "collections.abc", "dataclasses", "enum", "fnmatch", "functools", "hashlib",
+    "itertools", "json", "math", "random", "re", "struct", "typing", "unicodedata", "zlib", "blake3", "numpy",
+    "numpy.typing",
 }  # fmt: skip
 
 # Libraries that one module of ours knows, so that all others speak of our values.

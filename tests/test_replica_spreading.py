@@ -12,7 +12,7 @@ from protocol.clock import COUNTER_BITS, FUTURE_MS_MAX
 from protocol.fleet import Host, Routing
 from protocol.membership import DIAL_MS_MAX, DIAL_MS_MIN, REPAIR_GRACE_MS, RESTATE_MS_MIN
 from protocol.replica import SWEEP_FIRST_MS, SWEEP_PAGE
-from protocol.spreading import PAGE_ROWS, QUIET_MS, STREAM_MS_MIN
+from protocol.spreading import PAGE_ROWS
 from protocol.values import NO_DIGEST, Batch, Member, Presence, Record, Rows, State
 from tests.replicas import (
     NAMES,
@@ -32,7 +32,6 @@ from tests.replicas import (
 
 STAMP = NOW << COUNTER_BITS
 NAME = "checkpoint/checkpoints/a"
-ELSEWHERE = (7, 7)  # a fold that is nobody's
 
 
 def ready(*peers: str, **facts: Any) -> Bench:
@@ -47,7 +46,7 @@ def commits(effects: list[f.Effect]) -> list[Batch]:
 
 
 def test_rows_from_a_peer_are_committed_and_told_to_nobody_else() -> None:
-    """Their author tells everybody; the fold finds whom that did not reach."""
+    """Their author tells everybody; a comparison finds whom that did not reach."""
     alpha = ready()
     rows = Rows((record(NAME, 5),), (holding("beta", 5),))
     assert commits(alpha.hears("beta", m.RowsMessage(rows))) == [Batch(rows)]
@@ -64,6 +63,17 @@ def test_a_host_that_can_vanish_deletes_within_its_own_names_alone(name: str, ta
     out = alpha.told("beta", gone)
     assert alpha.catalogue.versions(name) == ((gone,) if taken else ())
     assert [report.event for report in only(out, f.Report)] == ([] if taken else ["delete_refused"])
+
+
+def test_who_says_what_is_outdated_is_told_what_replaced_it() -> None:
+    alpha = ready()
+    gone = replace(record(NAME, 5), state=State.DELETED)
+    alpha.told("beta", gone, holding("gamma", 5, seq=STAMP + 2, present=False), replace(member("gamma"), seq=STAMP + 2))
+    out = alpha.told("gamma", record(NAME, 5), holding("gamma", 5, seq=STAMP + 1), member("gamma"))
+    better = Rows(
+        (gone,), (holding("gamma", 5, seq=STAMP + 2, present=False),), (replace(member("gamma"), seq=STAMP + 2),)
+    )
+    assert out == [f.Send("gamma", m.RowsMessage(better))]
 
 
 def test_what_is_known_is_not_committed_again() -> None:
@@ -113,13 +123,13 @@ def test_a_record_of_the_near_future_moves_the_clock() -> None:
 
 def test_a_message_of_a_peer_without_a_session_is_void() -> None:
     alpha = ready("beta")
-    for message in (m.RowsMessage(Rows((record(NAME, 5),))), m.Offer(1, ()), m.Ask(1, (digest(5),)), m.Fold(ELSEWHERE)):
+    for message in (m.RowsMessage(Rows((record(NAME, 5),))), m.Offer(1, ()), m.Ask(1, (digest(5),)), m.CellsWanted(64)):
         assert alpha.hears("zeta", message) == []
 
 
 def test_a_second_hello_says_nothing_new() -> None:
     alpha = ready("beta")
-    assert alpha.hears("beta", m.Hello("test", member("beta"), 1, ELSEWHERE)) == []
+    assert alpha.hears("beta", m.Hello("test", member("beta"), 1, (7, 7))) == []
 
 
 # --- statements about ourselves ---
@@ -155,7 +165,9 @@ def test_what_we_said_earlier_does_not_deny_what_is_just_being_written() -> None
 def test_an_old_statement_of_ours_changes_nothing() -> None:
     alpha = ready()
     alpha.accepted(NAME, 5)
-    assert alpha.told("beta", holding("alpha", 5, seq=1)) == []
+    out = alpha.told("beta", holding("alpha", 5, seq=1))
+    assert commits(out) == []
+    assert [message.rows.holdings for _, message in sent(out, m.RowsMessage)] == [alpha.catalogue.holdings(digest(5))]
 
 
 def test_a_statement_about_another_store_of_ours_is_withdrawn() -> None:
@@ -176,31 +188,19 @@ def test_our_own_row_is_ours_alone() -> None:
 # --- sessions ---
 
 
-def test_a_peer_with_the_same_rows_is_not_streamed_to() -> None:
-    alpha = Bench().boot()
-    out = alpha.done(e.SessionUp("beta", m.Hello("test", member("beta"), 1, alpha.catalogue.fold())))
-    assert only(out, f.StreamRows) == []
-
-
-def test_a_peer_with_other_rows_gets_all_of_ours() -> None:
-    alpha = Bench().boot()
-    out = alpha.done(e.SessionUp("beta", m.Hello("test", member("beta"), 1, ELSEWHERE)))
-    assert only(out, f.StreamRows) == [f.StreamRows("beta")]
-
-
 def test_our_hello_says_who_we_are_and_what_we_have() -> None:
     alpha = ready()
     hello = alpha.replica.hello()
     assert (hello.cluster, hello.member.node, hello.boot) == ("test", "alpha", 1)
-    assert hello.fold == alpha.catalogue.fold()
+    assert hello.fold == alpha.catalogue.sketch().fold()
 
 
 def test_a_node_outside_the_hosts_file_is_introduced_to_the_others() -> None:
     alpha = ready("beta")
     stranger = member("vast-1", ephemeral=True)
-    out = alpha.done(e.SessionUp("vast-1", m.Hello("test", stranger, 1, alpha.catalogue.fold())))
+    out = alpha.done(e.SessionUp("vast-1", m.Hello("test", stranger, 1, alpha.catalogue.sketch().fold())))
     assert sent(out, m.RowsMessage) == [("beta", m.RowsMessage(Rows(members=(stranger,))))]
-    known = alpha.done(e.SessionUp("gamma", m.Hello("test", member("gamma"), 1, alpha.catalogue.fold())))
+    known = alpha.done(e.SessionUp("gamma", m.Hello("test", member("gamma"), 1, alpha.catalogue.sketch().fold())))
     assert sent(known, m.RowsMessage) == []
 
 
@@ -219,59 +219,6 @@ def test_a_revoked_node_is_hung_up_on() -> None:
     out = alpha.told("gamma", record("spore/revoked/beta", 0, origin="gamma"))
     assert f.Hangup("beta", "its certificate is revoked") in out
     assert [report.event for report in only(out, f.Report)] == ["revoked"]
-
-
-# --- folds ---
-
-
-def test_a_fold_goes_to_one_peer_at_each_interval_when_nothing_happens() -> None:
-    alpha = ready()
-    alpha.tick(60_000)
-    folds = [sent(alpha.tick(), m.Fold) for _ in range(60)]
-    assert sum(map(len, folds)) == 2  # a gossip interval is 30 s
-    assert {peer for some in folds for peer, _ in some} <= {"beta", "gamma"}
-
-
-def test_a_fold_follows_news_within_two_ticks() -> None:
-    alpha = ready()
-    alpha.tick(60_000)
-    alpha.accepted(NAME, 5)
-    folds = sent(alpha.tick(QUIET_MS) + alpha.tick(QUIET_MS), m.Fold)
-    assert [fold.fold for _, fold in folds][-1] == alpha.catalogue.fold()
-
-
-def test_equal_folds_end_the_matter() -> None:
-    alpha = ready()
-    alpha.tick(60_000)
-    assert alpha.hears("beta", m.Fold(alpha.catalogue.fold())) == []
-
-
-def test_folds_that_differ_make_both_sides_stream_once() -> None:
-    alpha = ready()
-    alpha.tick(60_000)
-    assert alpha.hears("beta", m.Fold(ELSEWHERE)) == [
-        f.StreamRows("beta"),
-        f.Send("beta", m.Fold(alpha.catalogue.fold(), reply=True)),
-    ]
-    assert alpha.hears("gamma", m.Fold(ELSEWHERE, reply=True)) == [f.StreamRows("gamma")]
-
-
-def test_a_difference_while_rows_are_under_way_is_none_yet() -> None:
-    alpha = ready()
-    alpha.tick(60_000)
-    alpha.accepted(NAME, 5)
-    alpha.now_ms += QUIET_MS - 1
-    assert alpha.hears("beta", m.Fold(ELSEWHERE)) == []
-
-
-def test_full_exchanges_with_one_peer_are_bounded_in_time() -> None:
-    alpha = ready()
-    alpha.tick(60_000)
-    assert only(alpha.hears("beta", m.Fold(ELSEWHERE)), f.StreamRows)
-    alpha.now_ms += STREAM_MS_MIN - 1
-    assert alpha.hears("beta", m.Fold(ELSEWHERE)) == []
-    alpha.now_ms += 1
-    assert only(alpha.hears("beta", m.Fold(ELSEWHERE)), f.StreamRows)
 
 
 # --- dialling ---

@@ -10,6 +10,9 @@ from hypothesis import strategies as st
 
 from protocol import messages as m
 from protocol import wire
+from protocol.cells import pack
+from protocol.fingerprints import PREFIXES
+from protocol.sketch import Sketch
 from protocol.values import (
     Holding,
     Member,
@@ -34,11 +37,17 @@ MEMBER = Member(
     10, 20, 30, 40, "policy",
 )  # fmt: skip
 
+SKETCH = Sketch(b"fleet", 4)
+SKETCH.apply([1 << 40, 2 << 40, 3])
+
 # One of each, with every field away from its default.
 MESSAGES: dict[str, m.Message] = {
     "hello": m.Hello("fleet", MEMBER, 7, (12, 1 << 63)),
     "rows": m.RowsMessage(Rows((RECORD,), (HOLDING,), (MEMBER,))),
-    "fold": m.Fold((3, 5), True),
+    "cells": m.CellsMessage(SKETCH.cells(0, 3)),
+    "cells wanted": m.CellsWanted(900),
+    "lacking": m.Lacking((1 << 63, 5)),
+    "prints": m.Prints(3, 900, (3 << 40, 7 << 40)),
     "offer": m.Offer(11, (Parcel(RECORD, (Stripe(0, 1),)), Parcel(replace(RECORD, hlc=1))), 4),
     "take": m.Take(11, ("", m.BUSY), ((Stripe(2, 3), Stripe(9, 1)), ())),
     "receipt": m.Receipt(11, (HOLDING,), ((D2, "the disk is full"),)),
@@ -62,7 +71,10 @@ FROZEN = {
         "0101ce01c80000c391dc0010a5616c706861ce00090000ad31302e302e302e353a37393436a8747261696e696e67a66e6562"
         "697573a96e65626975732f6575c41003030303030303030303030303030303c3c2c3010a141e28a6706f6c696379"
     ),
-    "fold": "940103920305c3",
+    "cells": "930103c43f01000003000300000000000000030000000003000003000000000300000000000000020000000000000001000003f012d474c401009593c8a5012032a1e1d1",
+    "cells wanted": "930109cd0384",
+    "lacking": "93010a92cf800000000000000005",
+    "prints": "95010b03cd038492cf0000030000000000cf0000070000000000",
     "offer": (
         "9501040b92929ab8636865636b706f696e742f72756e2d372f737465702e7074ce007b0000a5616c706861c4200101010101"
         "010101010101010101010101010101010101010101010101010101c420020202020202020202020202020202020202020202"
@@ -148,11 +160,23 @@ def few(values: st.SearchStrategy[Any]) -> st.SearchStrategy[tuple[Any, ...]]:
     return st.lists(values, max_size=3).map(tuple)
 
 
+prints = st.integers(0, (1 << 64) - 1)
+
+
+def sketch_of(items: list[int]) -> Sketch:
+    sketch = Sketch(b"fleet", 8)
+    sketch.apply(items)
+    return sketch
+
+
 folds = st.tuples(numbers, st.integers(0, (1 << 64) - 1))
 messages = st.one_of(
     st.builds(m.Hello, short, members, numbers, folds),
     st.builds(m.RowsMessage, st.builds(Rows, few(records), few(holdings), few(members))),
-    st.builds(m.Fold, folds, st.booleans()),
+    st.lists(prints, max_size=20, unique=True).map(lambda items: m.CellsMessage(sketch_of(items).cells(0, 8))),
+    st.builds(m.CellsWanted, st.integers(0, wire.FINGERPRINTS_MAX)),
+    st.builds(m.Lacking, few(prints)),
+    st.builds(m.Prints, st.integers(0, PREFIXES - 1), st.just(PREFIXES), few(prints)),
     st.builds(m.Offer, numbers, few(st.builds(Parcel, records, stripes)), numbers),
     st.lists(st.tuples(sentences, stripes), max_size=3).flatmap(
         lambda pairs: st.builds(
@@ -192,6 +216,25 @@ def test_the_frozen_bytes_still_mean_the_same(kind: str) -> None:
     assert decode(bytes.fromhex(FROZEN[kind])) == MESSAGES[kind]
 
 
+@pytest.mark.parametrize(
+    ("fields", "why"),
+    [
+        ([3, "x"], "cells must be bytes"),
+        ([3, b"x"], "too few"),
+        ([3, pack(SKETCH.cells(1, 3))], "must begin with the first"),
+        ([9, wire.FINGERPRINTS_MAX + 1], "cells"),
+        ([10, [-1]], "fingerprint"),
+        ([10, [0] * (wire.FINGERPRINTS_MAX + 1)], "over the bound"),
+        ([11, 5, 5, []], "cannot go from 5 to 5"),
+        ([11, 5, PREFIXES + 1, []], "cannot go from 5"),
+        ([11, PREFIXES, PREFIXES + 2, []], "last prefix"),
+    ],
+)
+def test_what_is_no_part_of_a_comparison_is_refused(fields: list[Any], why: str) -> None:
+    with pytest.raises(WireError, match=why):
+        decode(msgpack.packb([wire.VERSION, *fields]))
+
+
 # --- what a later version may add ---
 
 
@@ -214,7 +257,7 @@ def test_fields_beyond_those_known_are_ignored_in_rows_too() -> None:
     assert decode(msgpack.packb(fields)) == MESSAGES["rows"]
 
 
-@pytest.mark.parametrize("number", [0, 9, 99, -1, 1 << 40, True, "1", None, [1], 1.0])
+@pytest.mark.parametrize("number", [0, 98, 99, -1, 1 << 40, True, "1", None, [1], 1.0])
 def test_an_unknown_type_is_told_apart_so_that_it_can_be_ignored(number: object) -> None:
     with pytest.raises(UnknownMessage) as caught:
         decode(msgpack.packb([wire.VERSION, number, "whatever"]))
