@@ -138,6 +138,7 @@ class Agent:
                 self.pending.content,
                 self.manifest.shelf.load_leaves,
                 self.manifest.shelf.save_leaves,
+                self.pending.recent,
             ),
             files=files,
             copy_max_bytes=routing.copy_max_bytes,

@@ -167,9 +167,7 @@ class Clients:
             if entry.record.digest == file.digest and isinstance(entry.source, (Inline, Kept))
         ]
         unaccepted = not self.around.oracle.required(file.digest)
-        referenced = any(
-            p.referenced for (_, digest), p in self.around.oracle.promises.items() if digest == file.digest
-        )
+        referenced = any(promise.referenced for promise in self.around.oracle.promised(file.digest))
         return len(others) >= 2 or bool(protected) or unaccepted or (referenced and self.random.random() < 0.3)
 
     def _remove(self) -> None:

@@ -7,11 +7,12 @@ comes meanwhile makes the next group. When the disk fails, the whole group fails
 from __future__ import annotations
 
 from random import Random
-from typing import Protocol
+from typing import Any, Protocol
 
 from protocol.effects import Commit, Entry, Log
 from protocol.events import Durable, DurableFailed, Event
 from protocol.values import Record, RecordKey
+from simulations.chance import between
 from simulations.disks import LocalDisk
 from simulations.oracle import Oracle
 from simulations.schedule import Act
@@ -26,7 +27,7 @@ class Owner(Protocol):
     name: str
     io_fails: bool
 
-    def later(self, delay_ms: int, act: Act) -> None: ...
+    def later(self, delay_ms: int, act: Act, *args: Any) -> None: ...
 
     def handle(self, event: Event) -> None: ...
 
@@ -65,7 +66,7 @@ class SimCommitter:
     def _begin(self) -> None:
         group, self.queue = self.queue[:GROUP_MAX], self.queue[GROUP_MAX:]
         self.unsynced = [effect.entry for effect in group if isinstance(effect, Log)]
-        self.owner.later(self.random.randint(*SYNC_MS), lambda: self._synced(group))
+        self.owner.later(between(self.random, *SYNC_MS), self._synced, group)
 
     def _synced(self, group: list[Log | Commit]) -> None:
         """The WAL is on the disk; releases are written down after it."""
@@ -82,7 +83,7 @@ class SimCommitter:
         self.unsynced = []
         self.disk.write_releases()
         self.owner.burn("crash_in_commit")
-        self.owner.later(self.random.randint(0, 3), lambda: self._apply(group, keys))
+        self.owner.later(between(self.random, 0, 3), self._apply, group, keys)
 
     def _apply(self, group: list[Log | Commit], keys: list[RecordKey]) -> None:
         """The manifest's transaction, or its failure: then the entries of this group protect nothing."""
@@ -97,7 +98,7 @@ class SimCommitter:
         for batch in batches:
             self.oracle.committed(self.owner.name, batch)
         self.owner.burn("crash_in_commit")
-        self.owner.later(self.random.randint(0, 2), lambda: self._told(group))
+        self.owner.later(between(self.random, 0, 2), self._told, group)
 
     def _told(self, group: list[Log | Commit]) -> None:
         for effect in group:

@@ -235,4 +235,4 @@ class SimDepot:
         for place in places:
             if self.store.stands(place):
                 self.store.by_mate[place.digest] = self.node
-                del self.store.files[place.path]
+                self.store.remove(place.path)

@@ -70,6 +70,8 @@ class StoreDisk:
     ephemeral: bool = False
     gone: bool = False  # the machine and its disk will not come back
     _inode: int = 0
+    _paths: dict[Digest, dict[str, None]] = field(default_factory=dict)  # where each digest lies
+    _file_bytes: int = 0  # of all digests, each counted once
 
     # --- files ---
 
@@ -78,10 +80,31 @@ class StoreDisk:
         self._inode += 1
         file = SimFile(digest, size, self._inode, (EPOCH_MS + now_ms) * 1_000_000, synced_by)
         file.before = self.files.get(path) if synced_by else None
-        self.files[path] = file
+        self._put(path, file)
         if not synced_by:
             self.held_since.setdefault(digest, now_ms)
         return file
+
+    def remove(self, path: str) -> None:
+        file = self.files.pop(path, None)
+        if file is not None:
+            self._unlist(path, file)
+
+    def _put(self, path: str, file: SimFile) -> None:
+        """Every file comes and goes by here, so that its bytes are found and counted without looking at all files."""
+        before = self.files.get(path)
+        if before is not None:
+            self._unlist(path, before)
+        self.files[path] = file
+        if file.digest not in self._paths:
+            self._file_bytes += file.size
+        self._paths.setdefault(file.digest, {})[path] = None
+
+    def _unlist(self, path: str, file: SimFile) -> None:
+        del self._paths[file.digest][path]
+        if not self._paths[file.digest]:
+            del self._paths[file.digest]
+            self._file_bytes -= file.size
 
     def sync(self, path: str, file: SimFile, now_ms: int) -> None:
         file.synced_by, file.before = "", None
@@ -102,14 +125,22 @@ class StoreDisk:
         )
 
     def holds(self, digest: Digest) -> bool:
-        return not self.gone and any(f.digest == digest and not f.synced_by for f in self.files.values())
+        paths = self._paths.get(digest)
+        return paths is not None and not self.gone and any(not self.files[path].synced_by for path in paths)
+
+    def paths_of(self, digest: Digest) -> list[str]:
+        """Where these bytes lie, synced or not."""
+        return list(self._paths.get(digest, ()))
+
+    def digests(self) -> int:
+        """How many different artifacts lie here."""
+        return len(self._paths)
 
     # --- room ---
 
     def used_bytes(self) -> int:
-        sizes = {file.digest: file.size for file in self.files.values()}
         staged = sum(s.room_bytes for partials in self.staging.values() for s in partials.values())
-        return self.other_bytes + sum(sizes.values()) + staged
+        return self.other_bytes + self._file_bytes + staged
 
     def free_bytes(self) -> int:
         return self.capacity_bytes - self.used_bytes()
@@ -123,9 +154,9 @@ class StoreDisk:
             if file.synced_by != node:
                 continue
             if power and random.random() < 0.5:
-                del self.files[path]
+                self.remove(path)
                 if file.before is not None:
-                    self.files[path] = file.before
+                    self._put(path, file.before)
             else:
                 self.sync(path, file, now_ms)
         for digest, staged in sorted(self.staging.get(node, {}).items()):

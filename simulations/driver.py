@@ -17,6 +17,7 @@ from protocol.messages import Hello, Lacking, Message, RowsMessage
 from protocol.replica import Replica
 from protocol.spreading import pages
 from protocol.values import Digest, NodeId, Parcel, Place
+from simulations.chance import between
 from simulations.commits import SimCommitter
 from simulations.depot import Publishing, SimDepot
 from simulations.disks import EPOCH_MS, LocalDisk, StoreDisk
@@ -121,23 +122,18 @@ class SimNode:
     def lives(self, life: int) -> bool:
         return self.up and self.life == life
 
-    def later(self, delay_ms: int, act: Act) -> None:
+    def later(self, delay_ms: int, act: Act, *args: Any) -> None:
         """Do something in this life, if it lasts so long."""
-        life = self.life
-
-        def run() -> None:
-            if self.lives(life):
-                self.guard(act)
-
         if self.up:
-            self.around.schedule.after(delay_ms, run)
+            self.around.schedule.after(delay_ms, self._in_life, self.life, act, args)
 
-    def guard(self, act: Act) -> None:
+    def _in_life(self, life: int, act: Act, args: tuple[Any, ...]) -> None:
         """Run a step in which the process may die."""
-        try:
-            act()
-        except Died:
-            self.crash(self.power)
+        if self.up and self.life == life:
+            try:
+                act(*args)
+            except Died:
+                self.crash(self.power)
 
     def burn(self, knob: str) -> None:
         """One more point at which a crash may fall."""
@@ -160,14 +156,18 @@ class SimNode:
         return self.replica.hello()
 
     def handle(self, event: Event) -> None:
-        if self.up:
-            self.guard(lambda: self._handle(event))
-
-    def _handle(self, event: Event) -> None:
-        self.around.trace.note(self.around.schedule.now_ms, self.name, type(event).__name__)
-        for effect in self.replica.handle(event, self.clock_ms()):
-            self.burn("crash_between_effects")
-            self._perform[type(effect)](effect)
+        """Let the core decide and perform what it says, unless the process dies between two effects."""
+        if not self.up:
+            return
+        now_ms = self.around.schedule.now_ms
+        self.around.trace.note(now_ms, self.name, type(event).__name__)
+        try:
+            for effect in self.replica.handle(event, EPOCH_MS + now_ms + self._anchor_ms):
+                if self.fuse:
+                    self.burn("crash_between_effects")
+                self._perform[type(effect)](effect)
+        except Died:
+            self.crash(self.power)
 
     def _table(self) -> dict[type, Callable[[Any], None]]:
         return {
@@ -230,13 +230,12 @@ class SimNode:
 
     def _send_slowly(self, peer: NodeId, messages: Sequence[Message]) -> None:
         for index, message in enumerate(messages):
-            send = f.Send(peer, message)
-            self.later(index * 3, lambda send=send: self._send(send))  # type: ignore[misc]
+            self.later(index * 3, self._send, f.Send(peer, message))
 
     def _reserve(self, effect: f.Reserve) -> None:
         self.around.oracle.reserving(self.name, effect.peer, self._told_room)
-        delay = self.random.randint(0, RESERVE_MS)
-        self.later(delay, lambda: self._reserved(effect.peer, effect.transfer, effect.parcels))
+        delay = between(self.random, 0, RESERVE_MS)
+        self.later(delay, self._reserved, effect.peer, effect.transfer, effect.parcels)
 
     def _reserved(self, peer: NodeId, transfer: int, parcels: tuple[Parcel, ...]) -> None:
         missing, refused = self.depot.reserve(peer, transfer, parcels)
@@ -252,14 +251,14 @@ class SimNode:
 
     def _publish(self, effect: f.Publish) -> None:
         self.around.oracle.publishing(self.name, effect)
-        self.later(self.random.randint(1, PUBLISH_MS), lambda: self._rename(effect))
+        self.later(between(self.random, 1, PUBLISH_MS), self._rename, effect)
 
     def _rename(self, effect: f.Publish) -> None:
         self.burn("crash_in_publish")
         work = self.depot.rename(effect.items, self.around.schedule.now_ms)
         for path, record in work.local:
             self.watching.in_the_way(path, self.around.fleet.kind_of(record.name))
-        self.later(self.random.randint(1, PUBLISH_MS), lambda: self._sync(effect.op, work))
+        self.later(between(self.random, 1, PUBLISH_MS), self._sync, effect.op, work)
 
     def _sync(self, op: int, work: Publishing) -> None:
         self.burn("crash_in_publish")
@@ -275,23 +274,22 @@ class SimNode:
 
     def _set_timer(self, effect: f.SetTimer) -> None:
         self._timers[effect.token] = effect.at_ms
+        self.later(effect.at_ms - self.clock_ms(), self._fire, effect)
 
-        def fire() -> None:
-            if self._timers.get(effect.token) == effect.at_ms:
-                del self._timers[effect.token]
-                self.handle(Timer(effect.token))
-
-        self.later(effect.at_ms - self.clock_ms(), fire)
+    def _fire(self, timer: f.SetTimer) -> None:
+        if self._timers.get(timer.token) == timer.at_ms:
+            del self._timers[timer.token]
+            self.handle(Timer(timer.token))
 
     def _answer(self, effect: f.Answer) -> None:
         self.around.oracle.answered(self.name, effect)
 
     def _scan(self, effect: f.Scan) -> None:
-        def scanned() -> None:
-            page, last = self.disk.catalogue.scan(effect.after, effect.limit)
-            self.handle(Scanned(effect.op, page, last))
+        self.later(between(self.random, 1, 20), self._scanned, effect)
 
-        self.later(self.random.randint(1, 20), scanned)
+    def _scanned(self, effect: f.Scan) -> None:
+        page, last = self.disk.catalogue.scan(effect.after, effect.limit)
+        self.handle(Scanned(effect.op, page, last))
 
     def _report(self, effect: f.Report) -> None:
         self.around.trace.note(self.around.schedule.now_ms, self.name, f"{effect.level} {effect.event}")
@@ -301,7 +299,7 @@ class SimNode:
         """The final flush is over: the process ends of its own will."""
         self.bite("left")
         self.around.oracle.left(self.name, effect.unsafe)
-        self.later(0, lambda: self._end(power=False, quick=True))
+        self.later(0, self._end, False, True)
 
     # --- the disk, seen from the process ---
 
@@ -319,6 +317,6 @@ class SimNode:
         """Whether this node can serve a digest now; places that are no longer true are withdrawn."""
 
         def withdrawn(place: Place) -> None:
-            self.later(0, lambda: self.handle(Withdrawn(place, "the file was changed or removed")))
+            self.later(0, self.handle, Withdrawn(place, "the file was changed or removed"))
 
         return self.depot.readable(digest, withdrawn)

@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Protocol
 
-from protocol import wire
 from protocol.events import DialFailed, Event, Received, SessionDown, SessionUp
 from protocol.messages import Hello, Message
 from protocol.values import NodeId
+from simulations.chance import between
+from simulations.frames import Frames
 from simulations.schedule import Schedule
 
 DIAL_MS_MAX = 10_000  # what a dial into nothing takes (see `dial_seconds_max` of the hosts file)
@@ -42,6 +43,7 @@ class Session:
 
     dialler: NodeId
     acceptor: NodeId
+    number: int
     broken: bool = False
     busy_until_ms: dict[NodeId, int] = field(default_factory=dict)
     in_flight: dict[NodeId, int] = field(default_factory=dict)
@@ -68,9 +70,10 @@ class Network:
         self.latencies_ms: dict[tuple[NodeId, NodeId], int] = {}
         self.messages = 0
         self.bytes = 0
-        self._views: dict[tuple[NodeId, NodeId], Session] = {}
-        self._dialling: dict[tuple[NodeId, NodeId], int] = {}  # since when
-        self._encoded: tuple[Message, bytes, Message] | None = None  # news goes to every peer: encoded once
+        self.frames = Frames()
+        self._sessions_made = 0
+        self._views: dict[NodeId, dict[NodeId, Session]] = {}  # by whose view it is, and by peer
+        self._dialling: dict[NodeId, dict[NodeId, int]] = {}  # since when
 
     # --- links ---
 
@@ -81,10 +84,12 @@ class Network:
             latency = self.random.randint(1, 3) if near else self.random.randint(10, 90)
             self.latencies_ms[node.name, other] = self.latencies_ms[other, node.name] = latency
         self.nodes[node.name] = node
+        self._views[node.name] = {}
+        self._dialling[node.name] = {}
 
     def latency_ms(self, a: NodeId, b: NodeId) -> int:
         base = self.latencies_ms[a, b]
-        return base + self.random.randint(0, max(1, base // 4))
+        return base + between(self.random, 0, max(1, base // 4))
 
     def reachable(self, a: NodeId, b: NodeId) -> bool:
         sides = self.weather.sides
@@ -102,7 +107,9 @@ class Network:
                 self._break(session, "the heartbeat is missing", quick=False)
 
     def _sessions(self) -> list[Session]:
-        return list({id(s): s for s in self._views.values()}.values())
+        """Each once, the oldest first."""
+        unique = {session.number: session for view in self._views.values() for session in view.values()}
+        return [unique[number] for number in sorted(unique)]
 
     # --- sessions ---
 
@@ -113,22 +120,21 @@ class Network:
             self._fail_dial(node, peer, DIAL_MS_MAX)
             return
         there = self.latency_ms(node, peer)
-        self._dialling[node, peer] = self.schedule.now_ms
+        self._dialling[node][peer] = self.schedule.now_ms
         if not self.dialable(node, peer):
             refused = self.weather.sides.get(node, 0) == self.weather.sides.get(peer, 0)
             self._fail_dial(node, peer, 2 * there if refused else DIAL_MS_MAX)
             return
-        self.schedule.after(2 * there, lambda: self._greet(node, peer))
+        self.schedule.after(2 * there, self._greet, node, peer)
 
     def _fail_dial(self, node: NodeId, peer: NodeId, delay_ms: int) -> None:
         self._count("dial_failed")
+        self.schedule.after(delay_ms, self._dial_failed, node, peer)
 
-        def failed() -> None:
-            self._dialling.pop((node, peer), None)
-            if self._standing(node, peer) is None:
-                self.nodes[node].handle(DialFailed(peer, "no answer"))
-
-        self.schedule.after(delay_ms, failed)
+    def _dial_failed(self, node: NodeId, peer: NodeId) -> None:
+        self._dialling[node].pop(peer, None)
+        if self._standing(node, peer) is None:
+            self.nodes[node].handle(DialFailed(peer, "no answer"))
 
     def _greet(self, node: NodeId, peer: NodeId) -> None:
         """The dialler's hello arrives at the acceptor, which keeps one session of two."""
@@ -140,23 +146,24 @@ class Network:
         if self._keeps_its_own(node, peer):
             self._fail_dial(node, peer, self.latency_ms(peer, node))  # told only if that session is gone by then
             return
-        session = Session(node, peer)
+        self._sessions_made += 1
+        session = Session(node, peer, self._sessions_made)
         hello, answer = self.nodes[node].hello(), self.nodes[peer].hello()
         back = self.latency_ms(node, peer)
         session.busy_until_ms[node] = self.schedule.now_ms + back
         self._install(session, peer, node, hello)
-        self.schedule.after(back, lambda: self._answered(session, node, peer, answer))
+        self.schedule.after(back, self._answered, session, node, peer, answer)
 
     def _keeps_its_own(self, node: NodeId, peer: NodeId) -> bool:
         """Whether the acceptor turns the dial down: a session stands at both ends, or its own dial has precedence."""
-        standing = self._views.get((peer, node))
+        standing = self._views[peer].get(node)
         if standing is not None and not standing.broken:
-            return self._views.get((node, peer)) is standing or standing.dialler == peer
-        since = self._dialling.get((peer, node))
+            return self._views[node].get(peer) is standing or standing.dialler == peer
+        since = self._dialling[peer].get(node)
         return peer < node and since is not None and self.schedule.now_ms - since < CONTEST_MS
 
     def _answered(self, session: Session, node: NodeId, peer: NodeId, answer: Hello) -> None:
-        self._dialling.pop((node, peer), None)
+        self._dialling[node].pop(peer, None)
         if not self.nodes[node].up:
             self._break(session, "the dialler was lost", quick=True)
             return
@@ -166,31 +173,30 @@ class Network:
         self._install(session, node, peer, answer)
 
     def _install(self, session: Session, at: NodeId, peer: NodeId, hello: Hello) -> None:
-        old = self._views.get((at, peer))
+        old = self._views[at].get(peer)
         if old is not None:
             self._break(old, "replaced by a new session", quick=True)
             self._down(old, at, peer, "replaced by a new session")
-        self._views[at, peer] = session
-        self.nodes[at].handle(SessionUp(peer, _wired(hello)))
+        self._views[at][peer] = session
+        self.nodes[at].handle(SessionUp(peer, self.frames.hello(hello)))
 
     def _standing(self, node: NodeId, peer: NodeId) -> Session | None:
-        return self._views.get((node, peer))
+        return self._views[node].get(peer)
 
     def hangup(self, node: NodeId, peer: NodeId, why: str) -> None:
         """Close after what was sent: the other end sees it once that has arrived."""
-        session = self._views.get((node, peer))
+        session = self._views[node].get(peer)
         if session is None:
             return
         until = session.busy_until_ms.get(peer, 0)
-        self.schedule.after(0, lambda: self._down(session, node, peer, why))
-        self.schedule.after(until - self.schedule.now_ms + 1, lambda: self._break(session, why, quick=True))
+        self.schedule.after(0, self._down, session, node, peer, why)
+        self.schedule.after(until - self.schedule.now_ms + 1, self._break, session, why, True)
 
     def node_down(self, node: NodeId, quick: bool) -> None:
         """A process or a machine died: its own views are gone with it."""
-        for key in [key for key in self._dialling if key[0] == node]:
-            del self._dialling[key]
-        for key in [key for key in self._views if key[0] == node]:
-            session = self._views.pop(key)
+        self._dialling[node].clear()
+        views, self._views[node] = self._views[node], {}
+        for session in views.values():
             self._break(session, "the connection was reset" if quick else "the heartbeat is missing", quick)
 
     def _break(self, session: Session, why: str, quick: bool) -> None:
@@ -198,12 +204,12 @@ class Network:
             return
         session.broken = True
         for at, peer in ((session.dialler, session.acceptor), (session.acceptor, session.dialler)):
-            delay = self.random.randint(1, RESET_MS_MAX) if quick else self.random.randint(*SILENCE_MS)
-            self.schedule.after(delay, lambda at=at, peer=peer: self._down(session, at, peer, why))  # type: ignore[misc]
+            delay = between(self.random, 1, RESET_MS_MAX) if quick else between(self.random, *SILENCE_MS)
+            self.schedule.after(delay, self._down, session, at, peer, why)
 
     def _down(self, session: Session, at: NodeId, peer: NodeId, why: str) -> None:
-        if self._views.get((at, peer)) is session:
-            del self._views[at, peer]
+        if self._views[at].get(peer) is session:
+            del self._views[at][peer]
             if self.nodes[at].up:
                 self.nodes[at].handle(SessionDown(peer, why))
 
@@ -211,10 +217,10 @@ class Network:
 
     def send(self, node: NodeId, peer: NodeId, message: Message) -> bytes:
         """Put a message on its way; returns its wire form, b"" when there is no session."""
-        session = self._views.get((node, peer))
+        session = self._views[node].get(peer)
         if session is None:
             return b""
-        frame, decoded = self._wire(message)
+        frame, decoded = self.frames.through(message)
         self.messages += 1
         self.bytes += len(frame)
         if session.broken:
@@ -231,27 +237,12 @@ class Network:
         arrival = max(arrival, session.busy_until_ms.get(peer, 0))
         session.busy_until_ms[peer] = arrival
         session.in_flight[peer] = session.in_flight.get(peer, 0) + 1
+        self.schedule.after(arrival - self.schedule.now_ms, self._arrive, session, node, peer, message)
 
-        def arrive() -> None:
-            session.in_flight[peer] -= 1
-            if not session.broken and self._views.get((peer, node)) is session and self.nodes[peer].up:
-                self.nodes[peer].handle(Received(node, message))
-
-        self.schedule.after(arrival - self.schedule.now_ms, arrive)
-
-    def _wire(self, message: Message) -> tuple[bytes, Message]:
-        if self._encoded is None or self._encoded[0] != message:
-            frame = wire.encode(message)
-            if len(frame) > wire.MESSAGE_BYTES_MAX:
-                raise AssertionError(f"a {type(message).__name__} of {len(frame)} bytes is over the bound")
-            self._encoded = (message, frame, wire.decode(frame))
-        return self._encoded[1], self._encoded[2]
+    def _arrive(self, session: Session, node: NodeId, peer: NodeId, message: Message) -> None:
+        session.in_flight[peer] -= 1
+        if not session.broken and self._views[peer].get(node) is session and self.nodes[peer].up:
+            self.nodes[peer].handle(Received(node, message))
 
     def _count(self, knob: str) -> None:
         self.bites[knob] = self.bites.get(knob, 0) + 1
-
-
-def _wired(hello: Hello) -> Hello:
-    decoded = wire.decode(wire.encode(hello))
-    assert isinstance(decoded, Hello)
-    return decoded

@@ -24,8 +24,8 @@ from protocol.values import (
     Place,
     Record,
     RecordKey,
+    Rows,
     State,
-    StoreId,
 )
 from simulations.disks import LocalDisk, StoreDisk
 from simulations.schedule import Schedule
@@ -77,11 +77,16 @@ class Oracle:
         self._stated: dict[tuple[HoldingKey, int], bool] = {}
         self._authored: dict[tuple[HoldingKey, int], None] = {}
         self._request = 0
+        self._promised: dict[Digest, list[tuple[str, Digest]]] = {}  # the keys of `promises`, by digest
+        self._distinct: list[StoreDisk] = []
+        self._checked: tuple[NodeId, Rows, int] | None = None  # whose news was looked at last, and when
 
     def join(self, node: NodeId, store: StoreDisk, disk: LocalDisk) -> None:
         self.stores[node] = store
         self.disks[node] = disk
         self._committed[node] = {}
+        if all(known.store != store.store for known in self._distinct):
+            self._distinct.append(store)
 
     def violation(self, sentence: str) -> None:
         line = f"at {self.schedule.now_ms} ms: {sentence}"
@@ -115,7 +120,11 @@ class Oracle:
         self._promise(node, entry.record, isinstance(entry.source, Referenced))
 
     def _promise(self, node: NodeId, record: Record, referenced: bool) -> None:
-        promise = self.promises.setdefault((record.name, record.digest), Promise(record))
+        key = (record.name, record.digest)
+        if key not in self.promises:
+            self.promises[key] = Promise(record)
+            self._promised.setdefault(record.digest, []).append(key)
+        promise = self.promises[key]
         promise.referenced = (promise.referenced or not promise.guarantors) and referenced
         promise.guarantors[node] = None
 
@@ -153,10 +162,7 @@ class Oracle:
 
     def sending(self, node: NodeId, peer: NodeId, message: Message) -> None:
         if isinstance(message, m.RowsMessage):
-            for record in message.rows.records:
-                self._told_record(node, peer, record)
-            for holding in message.rows.holdings:
-                self._told_holding(node, holding)
+            self._told_rows(node, peer, message.rows)
         elif isinstance(message, m.Receipt):
             for holding in message.holdings:
                 self._told_holding(node, holding)
@@ -165,6 +171,16 @@ class Oracle:
                 self._told_record(node, peer, parcel.record)
             if self.fleet.host(peer).excluded and not message.answers:
                 self.violation(f"{node} offered artifacts to {peer}, which is excluded from sync")
+
+    def _told_rows(self, node: NodeId, peer: NodeId, rows: Rows) -> None:
+        """What goes to many peers in one moment is looked at once; how far each record came is noted for each."""
+        for record in rows.records:
+            self._told_record(node, peer, record)
+        said = self._checked
+        if said is None or said[1] is not rows or said[0] != node or said[2] != self.schedule.now_ms:
+            self._checked = (node, rows, self.schedule.now_ms)
+            for holding in rows.holdings:
+                self._told_holding(node, holding)
 
     def _told_record(self, node: NodeId, peer: NodeId, record: Record) -> None:
         if record.key not in self._committed[node]:
@@ -240,10 +256,8 @@ class Oracle:
         return sum(record.digest in store.held_since for store in stores if store.store != own)
 
     def distinct_stores(self) -> list[StoreDisk]:
-        unique: dict[StoreId, StoreDisk] = {}
-        for node in sorted(self.stores):
-            unique.setdefault(self.stores[node].store, self.stores[node])
-        return list(unique.values())
+        """Every store once, in the order in which their first nodes joined."""
+        return self._distinct
 
     # --- what is done ---
 
@@ -267,17 +281,17 @@ class Oracle:
         for place in places:
             if not store.stands(place):
                 continue
-            here = any(f.digest == place.digest and path != place.path for path, f in store.files.items())
+            here = any(path != place.path for path in store.paths_of(place.digest))
             if not here and not self.elsewhere(place.digest, store) and self.required(place.digest):
                 self.violation(f"{node} removed the last copy of {_short(place.digest)} ({place.path})")
 
     def required(self, digest: Digest) -> list[Record]:
         """The accepted records with these bytes that no rule lets go."""
-        return [
-            promise.record
-            for (_, promised), promise in self.promises.items()
-            if promised == digest and not self.superseded(self.newest_with(promise))
-        ]
+        return [promise.record for promise in self.promised(digest) if not self.superseded(self.newest_with(promise))]
+
+    def promised(self, digest: Digest) -> list[Promise]:
+        """Every promise of these bytes, under whichever name."""
+        return [self.promises[key] for key in self._promised.get(digest, ())]
 
     def newest_with(self, promise: Promise) -> Record:
         """Bytes put again under the same name are a new version: that one counts."""

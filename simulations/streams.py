@@ -14,6 +14,7 @@ from protocol.chunks import CHUNK_BYTES, chunk_count
 from protocol.effects import Fetch, Upload
 from protocol.events import Arrived, Uploaded
 from protocol.values import NodeId, Parcel, Record
+from simulations.chance import between
 from simulations.driver import SimNode
 from simulations.network import Network
 
@@ -70,13 +71,10 @@ class Streams:
     # --- uploads ---
 
     def upload(self, node: SimNode, effect: Upload) -> None:
-        def failed() -> None:
-            node.handle(Uploaded(effect.transfer, f"{effect.peer} cannot be reached"))
-
         if effect.peer not in self.nodes or not self.network.dialable(node.name, effect.peer):
-            node.later(1_000, failed)
+            node.later(1_000, node.handle, Uploaded(effect.transfer, f"{effect.peer} cannot be reached"))
             return
-        node.later(2 * self.network.latency_ms(node.name, effect.peer), lambda: self._begin(node, effect))
+        node.later(2 * self.network.latency_ms(node.name, effect.peer), self._begin, node, effect)
 
     def _begin(self, node: SimNode, effect: Upload) -> None:
         peer = self.nodes[effect.peer]
@@ -98,9 +96,9 @@ class Streams:
         step = run.steps.pop(0)
         if self.random.random() < self.weather.stalls:
             run.sender.bite("stream_stalled")
-            self.network.schedule.after(STALL_MS, lambda: self._end(run, "the stream stalled"))
+            self.network.schedule.after(STALL_MS, self._end, run, "the stream stalled")
             return
-        self.network.schedule.after(step.delay_ms, lambda: self._take(run, step))
+        self.network.schedule.after(step.delay_ms, self._take, run, step)
 
     def _take(self, run: Run, step: Step) -> None:
         sends, takes = run.lives()
@@ -137,9 +135,9 @@ class Streams:
             unique = {record.digest: record for record in rest}.values()
             failed = (*run.failed, *((record, error or "the stream ended") for record in unique))
             arrived = Arrived(run.sender.name, run.transfer, tuple(run.complete), failed)
-            run.receiver.later(self.random.randint(0, 5), lambda: run.receiver.handle(arrived))
+            run.receiver.later(between(self.random, 0, 5), run.receiver.handle, arrived)
         if sends:
-            run.sender.later(self.random.randint(0, 5), lambda: run.sender.handle(Uploaded(run.transfer, error)))
+            run.sender.later(between(self.random, 0, 5), run.sender.handle, Uploaded(run.transfer, error))
 
     # --- fetches ---
 
@@ -154,7 +152,7 @@ class Streams:
             return
         source = sources.pop(0)
         duration = effect.record.size // BYTES_PER_MS + 2 * self.network.latency_ms(node.name, source)
-        node.later(duration, lambda: self._fetched(node, effect, source, sources))
+        node.later(duration, self._fetched, node, effect, source, sources)
 
     def _fetched(self, node: SimNode, effect: Fetch, source: NodeId, sources: list[NodeId]) -> None:
         record = effect.record

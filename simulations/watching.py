@@ -15,6 +15,7 @@ from protocol.events import Put, Withdrawn
 from protocol.fleet import Kind, is_reserved
 from protocol.names import name_of
 from protocol.values import Digest, Place, Record
+from simulations.chance import between
 from simulations.disks import SimFile
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ class Watching:
 
     def user_removes(self, path: str) -> None:
         self._user_touched(path)
-        self.node.store.files.pop(path, None)
+        self.node.store.remove(path)
         self._notice(path)
 
     def _user_touched(self, path: str) -> None:
@@ -65,7 +66,7 @@ class Watching:
             self.node.store.by_user[before.digest] = None
 
     def _notice(self, path: str) -> None:
-        self.node.later(self.node.random.randint(*NOTICE_MS), lambda: self._look(path))
+        self.node.later(between(self.node.random, *NOTICE_MS), self._look, path)
 
     # --- how the node finds out ---
 
@@ -115,7 +116,7 @@ class Watching:
     def _accept(self, path: str, file: SimFile, kind: Kind, live: bool) -> None:
         """Copy or reference it, and look whether it changed meanwhile."""
         delay = file.size // ACCEPT_BYTES_PER_MS + 1
-        self.node.later(delay, lambda: self._accepted(path, file, kind, live))
+        self.node.later(delay, self._accepted, path, file, kind, live)
 
     def _known(self, path: str, name: str, file: SimFile) -> bool:
         """Whether a file of the first scan is a user's change of one that we knew.

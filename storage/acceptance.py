@@ -20,7 +20,7 @@ from protocol.values import Digest, Place
 from storage.claims import Claims
 from storage.copies import Hashed, copy_hashed, create_draft, finish, hash_file, try_reflink
 from storage.files import FileLayer
-from storage.folders import Stamp, discard_draft, entry_status, open_below, place_of, stamp_of
+from storage.folders import MODE_MASK, Stamp, discard_draft, entry_status, open_below, place_of, stamp_of
 from storage.places import Places
 from storage.private import PrivateFiles
 from storage.refusals import FileChanging, NoRoom, PathRefused, sentences
@@ -29,7 +29,6 @@ from storage.staging import Staging
 from storage.store import Store
 
 INLINE_BYTES_MAX = 64 << 10  # what an entry of the WAL carries; above, a file of its own costs less than rewriting it
-MODE_MASK = 0o777  # permission bits; set-user-id and its kin never travel
 ROOM_LOOK_BYTES = 64 << 20  # a stream of unknown length looks at the disk this often
 
 

@@ -86,7 +86,11 @@ class Depot:
     # What is held
 
     def open_blob(self, digest: Digest) -> Blob | None:
-        """The bytes of a digest: from the first place that still is what it was, else from a pending WAL entry."""
+        """The bytes of a digest: from memory if they were accepted just now, else from the first place that still is
+        what it was, else from a pending WAL entry."""
+        recent = self._lookups.recent_of(digest)
+        if recent is not None:
+            return InlineBlob(recent)
         for place in self._places.of(digest):
             blob = self._open_place(place)
             if blob:
@@ -171,8 +175,11 @@ class Depot:
         """Reserve room for a transfer, allocate it on the disk, and say what of it is missing."""
         missing: list[tuple[Stripe, ...]] = []
         refused: list[str] = []
+        small = [(p.record.digest, p.record.size) for p in parcels if chunk_count(p.record.size) <= 1]
+        answers = iter(self.room.reserve_many(transfer, small))
         for parcel in parcels:
-            refusal = self._reserve_one(transfer, parcel.record)
+            is_small = chunk_count(parcel.record.size) <= 1
+            refusal = next(answers) if is_small else self._reserve_chunked(transfer, parcel.record)
             stripes: tuple[Stripe, ...] = ()
             try:
                 stripes = stripes if refusal else self._missing(parcel)
@@ -284,14 +291,13 @@ class Depot:
         """Mark what staging has verified and close it."""
         self._staging.close()
 
-    def _reserve_one(self, transfer: int, record: Record) -> str:
-        has_chunks = chunk_count(record.size) > 1
+    def _reserve_chunked(self, transfer: int, record: Record) -> str:
         try:
-            allocated = has_chunks and self._staging.is_allocated(record)
-            if has_chunks and not allocated:
+            allocated = self._staging.is_allocated(record)
+            if not allocated:
                 self._require_staging(record)
             refusal = self.room.reserve(transfer, record.digest, 0 if allocated else record.size)
-            if refusal or not has_chunks:
+            if refusal:
                 return refusal
             self._staging.allocate(record)
         except StoreError as error:

@@ -21,6 +21,7 @@ import os
 import sys
 from collections.abc import Sequence
 from functools import cache
+from itertools import islice
 from pathlib import Path
 
 WRITEV_BUFFERS_MAX = 1024  # IOV_MAX on Linux: the kernel answers EINVAL to a longer vector
@@ -167,6 +168,12 @@ class FileLayer:
     def listdir(self, path: Path) -> list[str]:
         """The names in a folder, sorted, so that whatever iterates them has one order everywhere."""
         return sorted(os.listdir(path))
+
+    def names(self, path: Path, count_max: int) -> frozenset[str] | None:
+        """The names in a folder, to look things up in; None when there are more than that."""
+        with os.scandir(path) as entries:
+            found = frozenset(entry.name for entry in islice(entries, count_max + 1))
+        return found if len(found) <= count_max else None
 
     def statvfs(self, path: Path) -> os.statvfs_result:
         return os.statvfs(path)

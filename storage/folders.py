@@ -22,6 +22,7 @@ from storage.refusals import FileGone, PathRefused, failure
 
 FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 FILE_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK  # O_NONBLOCK: a FIFO of that name must not hold us up
+MODE_MASK = 0o777  # permission bits; set-user-id and its kin never travel
 FOLDER_MODE = 0o755  # folders of published files are the users'; they read and list them
 
 

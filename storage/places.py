@@ -25,8 +25,9 @@ def _nothing(_digest: Digest) -> None:
 class Lookups:
     """What the depot asks of the manifest and the WAL. Called from any thread: the driver makes them safe for that.
 
-    `places_of` and `place_at` read committed places; `inline_of` the bytes of a pending WAL entry; `load_leaves` and
-    `save_leaves` keep chunk lists. The defaults know nothing: enough for tests of other things.
+    `places_of` and `place_at` read committed places; `inline_of` the bytes of a pending WAL entry, `recent_of` those of
+    one that are still in memory; `load_leaves` and `save_leaves` keep chunk lists. The defaults know nothing: enough
+    for tests of other things.
     """
 
     places_of: Callable[[Digest], tuple[Place, ...]] = lambda _digest: ()
@@ -34,6 +35,7 @@ class Lookups:
     inline_of: Callable[[Digest], bytes | None] = _nothing
     load_leaves: Callable[[Digest], tuple[Digest, ...] | None] = _nothing
     save_leaves: Callable[[Digest, tuple[Digest, ...]], None] = lambda _digest, _leaves: None
+    recent_of: Callable[[Digest], bytes | None] = _nothing
 
 
 class Places:
@@ -65,13 +67,16 @@ class Places:
         place = self.at(path)
         return place is not None and place_stamp(place) == stamp
 
-    def remember(self, place: Place) -> None:
+    def remember(self, place: Place) -> Place | None:
+        """The last word about a path; returns the one it replaces, unless that one is committed (or there is none)."""
         with self._lock:
+            before = self._recent.get(place.path)
             self._drop(place.path)
             self._recent[place.path] = place
             self._by_digest.setdefault(place.digest, {})[place.path] = place
             while len(self._recent) > RECENT_MAX:
                 self._drop(next(iter(self._recent)))
+        return before
 
     def drop(self, path: str) -> None:
         with self._lock:

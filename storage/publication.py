@@ -16,15 +16,16 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from protocol.chunks import chunk_count
 from protocol.effects import Publication
 from protocol.names import OWN_FOLDER, PEERS_FOLDER, SQLITE_SIDECARS
 from protocol.values import Place, Record
-from storage.acceptance import MODE_MASK
 from storage.blobs import Blob, FileBlob, whole
 from storage.claims import Claims
 from storage.copies import copy_hashed, create_draft, hash_file, try_reflink
 from storage.files import FileLayer
 from storage.folders import (
+    MODE_MASK,
     Folder,
     Stamp,
     checked_parts,
@@ -43,7 +44,9 @@ from storage.staging import Staging
 from storage.store import Store
 
 LOCAL_CHANGE = "local change"  # the reason of a publication that waits until the user's file was accepted
+NAMES_PER_ITEM = 32  # a folder of so many names for each of many items is listed: cheaper than four looks for each
 SYNC_EACH_MAX = 8  # up to this many files are synced one by one; above, one syncfs is cheaper even on a busy disk
+DAMAGED = "the copy of {} that lies here is damaged; it is fetched again"
 SNAPSHOT_MARK = ("snapshot", "sqlite")  # in a record's meta: the bytes are a database and must pass its check
 
 _READ = os.O_RDONLY | os.O_NOFOLLOW
@@ -65,6 +68,17 @@ class Outcome:
         return Outcome(
             self.done + other.done, self.failed + other.failed, self.moved + other.moved, self.notes + other.notes
         )
+
+
+@dataclass(slots=True)
+class _Target:
+    """A folder that items are published into, in one round. `names` is what lies there, when listing it paid."""
+
+    folder: Folder
+    names: frozenset[str] | None
+
+    def may_hold(self, name: str) -> bool:
+        return self.names is None or name in self.names
 
 
 @dataclass(slots=True)
@@ -138,10 +152,11 @@ class Publisher:
             self._staging.forget(record.digest)
 
     def _round(self, jobs: list[_Job]) -> Outcome:
-        folders: dict[str, Folder] = {}
+        targets: dict[str, _Target] = {}
+        names_max = NAMES_PER_ITEM * len(jobs) if len(jobs) > SYNC_EACH_MAX else 0
         try:
             for job in jobs:
-                self._guarded(job, lambda job: self._prepare(job, folders))
+                self._guarded(job, lambda job: self._prepare(job, targets, names_max))
             self._make_durable(_going(jobs))
             self._make_room(_going(jobs))
             for job in _going(jobs):
@@ -176,9 +191,9 @@ class Publisher:
 
     # What to do
 
-    def _prepare(self, job: _Job, folders: dict[str, Folder]) -> None:
+    def _prepare(self, job: _Job, targets: dict[str, _Target], names_max: int) -> None:
         if job.relpath is not None:
-            self._look_at_target(job, folders)
+            self._look_at_target(job, targets, names_max)
         if job.error:
             return
         if job.relpath is None and job.place is None:
@@ -188,21 +203,23 @@ class Publisher:
             self._check_snapshot(job)
             self._set_mode(job)
 
-    def _look_at_target(self, job: _Job, folders: dict[str, Folder]) -> None:
+    def _look_at_target(self, job: _Job, targets: dict[str, _Target], names_max: int) -> None:
         relpath = job.relpath
         assert relpath is not None
         parts = checked_parts(relpath)
         if parts[0] == OWN_FOLDER:
             raise PathRefused(f"{relpath} lies in spore's own folder; artifacts lie elsewhere")
         parent = "/".join(parts[:-1])
-        if parent not in folders:
-            folders[parent] = walk(self._files, self._store.root, parts[:-1], make=True)
-        job.folder = folders[parent]
-        target = job.folder.path / parts[-1]
-        status = entry_status(self._files, target)
+        around = targets.get(parent)
+        if around is None:
+            folder = walk(self._files, self._store.root, parts[:-1], make=True)
+            names = self._files.names(folder.path, names_max) if names_max else None
+            around = targets[parent] = _Target(folder, names)
+        job.folder, name = around.folder, parts[-1]
+        status = entry_status(self._files, job.folder.path / name) if around.may_hold(name) else None
         if status is not None:
             self._meet_existing(job, relpath, status)
-        if not job.error and job.place is None and self._has_sidecars(target):
+        if not job.error and job.place is None and self._has_sidecars(around, name):
             job.notes.append(f"{relpath} is a live database here; its new version is kept as a private one beside it")
             job.relpath = job.folder = job.older = None
 
@@ -238,10 +255,10 @@ class Publisher:
         self._places.remember(place)
         return place
 
-    def _has_sidecars(self, target: Path) -> bool:
+    def _has_sidecars(self, around: _Target, name: str) -> bool:
         """Beside a sidecar lies a live database, which is never replaced."""
-        beside = (target.with_name(target.name + suffix) for suffix in SQLITE_SIDECARS)
-        return any(entry_status(self._files, path) for path in beside)
+        beside = [name + suffix for suffix in SQLITE_SIDECARS if around.may_hold(name + suffix)]
+        return any(entry_status(self._files, around.folder.path / other) for other in beside)
 
     def _find_bytes(self, job: _Job) -> None:
         if self._staging.here(job.record):
@@ -252,19 +269,25 @@ class Publisher:
             raise StoreError(f"the bytes of {job.record.name} are not here completely; they are fetched again")
         try:
             self._room.require_local(blob.size)
-            job.source, job.is_draft = self._staging.draft(), True
-            self._clone(blob, job.source, job.record)
+            if isinstance(blob, FileBlob):
+                job.source, job.is_draft = self._staging.draft(), True
+                self._clone(blob, job.source, job.record)
+            else:
+                self._stage(whole(blob), job)
         finally:
             blob.close()
 
-    def _clone(self, blob: Blob, draft: Path, record: Record) -> None:
+    def _stage(self, content: bytes, job: _Job) -> None:
+        """Bytes from the WAL, verified in memory, go the way of those that a peer sends."""
+        if self._staging.arrive_small([(job.record, content)]):
+            raise WrongBytes(DAMAGED.format(job.record.name))
+        job.source = self._staging.path(job.record.digest)
+
+    def _clone(self, blob: FileBlob, draft: Path, record: Record) -> None:
         """Copy bytes that lie elsewhere here to a draft, verified on the way."""
         fd = create_draft(self._files, draft)
         try:
-            if not isinstance(blob, FileBlob):
-                self._files.write(fd, whole(blob))
-                hashed = hash_file(self._files, fd)
-            elif try_reflink(self._files, blob.fileno(), fd):
+            if try_reflink(self._files, blob.fileno(), fd):
                 hashed = hash_file(self._files, fd)
             else:
                 hashed = copy_hashed(self._files, blob.fileno(), fd)
@@ -272,7 +295,7 @@ class Publisher:
             self._files.close(fd)
         blob.check()
         if hashed.digest != record.digest:
-            raise WrongBytes(f"the copy of {record.name} that lies here is damaged; it is fetched again")
+            raise WrongBytes(DAMAGED.format(record.name))
 
     def _check_snapshot(self, job: _Job) -> None:
         if SNAPSHOT_MARK in job.record.meta and self._quick_check and job.source:
@@ -283,7 +306,8 @@ class Publisher:
     def _set_mode(self, job: _Job) -> None:
         assert job.source is not None
         mode = job.record.mode & MODE_MASK
-        status = self._files.lstat(job.source)
+        status = self._staging.small_status(job.record.digest) if not job.is_draft else None
+        status = status or self._files.lstat(job.source)
         if stat.S_IMODE(status.st_mode) != mode:
             fd = self._files.open(job.source, _READ)
             try:
@@ -356,9 +380,8 @@ class Publisher:
             return
         target = self._store.root / job.relpath
         place = place_of(job.relpath, job.record.digest, job.stamp)
-        before = self._places.at(job.relpath)
         self._claims.note(job.relpath, job.stamp.size, job.stamp.mtime_ns)
-        self._places.remember(place)  # before the name is there: a scan must recognise it as ours at once
+        before = self._places.remember(place)  # before the name is there: a scan must recognise it as ours at once
         try:
             taken = self._replace(job, target) if job.older else self._take_free(job, target)
         except OSError:
@@ -371,6 +394,7 @@ class Publisher:
             self._take_back(job.relpath, before)
 
     def _take_back(self, relpath: str, before: Place | None) -> None:
+        """The name was not given: what was known before counts again, the manifest's word where there was no later."""
         if before is not None:
             self._places.remember(before)
         else:
@@ -430,7 +454,8 @@ class Publisher:
             if job.is_draft and job.source:
                 discard_draft(self._files, job.source)
             if job.place and not job.error:
-                leaves = self._staging.leaves(job.record) if job.source and not job.is_draft else None
+                chunked = chunk_count(job.record.size) > 1
+                leaves = self._staging.leaves(job.record) if chunked and job.source and not job.is_draft else None
                 if leaves:
                     self._lookups.save_leaves(job.record.digest, leaves)
                 self._staging.forget(job.record.digest)

@@ -9,7 +9,7 @@ then on the file system itself counts them. What cannot be measured is refused.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -131,20 +131,27 @@ class Room:
 
     def reserve(self, transfer: int, digest: Digest, size_bytes: int) -> str:
         """Count `size_bytes` before they come. "" when there is room, else the refusal in a sentence."""
+        return self.reserve_many(transfer, [(digest, size_bytes)])[0]
+
+    def reserve_many(self, transfer: int, sizes: Iterable[tuple[Digest, int]]) -> list[str]:
+        """The same for many at once, with one look at the disk: what is reserved counts before it is allocated."""
         with self._lock:
-            known = self._reservations.get(digest)
-            if known:
-                known.transfers.add(transfer)
-                return ""
-            whole_bytes = -(-size_bytes // BLOCK_BYTES) * BLOCK_BYTES
             usage = self._usage()
-            self._decide(usage)
-            refusal = self._refusal(usage, whole_bytes)
-            if not refusal:
-                self._reservations[digest] = _Reservation(whole_bytes, whole_bytes, {transfer})
-                self._pending_bytes += whole_bytes
-                self._reserved_bytes += whole_bytes
-            return refusal
+            return [self._reserve(transfer, digest, size_bytes, usage) for digest, size_bytes in sizes]
+
+    def _reserve(self, transfer: int, digest: Digest, size_bytes: int, usage: DiskUsage | None) -> str:
+        known = self._reservations.get(digest)
+        if known:
+            known.transfers.add(transfer)
+            return ""
+        whole_bytes = -(-size_bytes // BLOCK_BYTES) * BLOCK_BYTES
+        self._decide(usage)
+        refusal = self._refusal(usage, whole_bytes)
+        if not refusal:
+            self._reservations[digest] = _Reservation(whole_bytes, whole_bytes, {transfer})
+            self._pending_bytes += whole_bytes
+            self._reserved_bytes += whole_bytes
+        return refusal
 
     def allocated(self, digest: Digest) -> None:
         """The blocks of a reservation are on the disk: the file system counts them from here on."""

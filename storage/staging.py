@@ -24,7 +24,7 @@ from protocol.chunks import CHUNK_BYTES, chunk_count, chunk_digest, digest_of, r
 from protocol.values import Digest, Record
 from storage.chunkmap import read_file
 from storage.files import FileLayer
-from storage.folders import Stamp, entry_status, remove_if_there, stamp_of
+from storage.folders import MODE_MASK, entry_status, remove_if_there
 from storage.partials import Chunk, ChunkedPartial, Partial, SmallPartial, sidecar
 from storage.refusals import NotReserved, StoreError, WrongBytes, sentences
 
@@ -54,7 +54,8 @@ class Staging:
         self._lock = threading.RLock()
         self._open: dict[Digest, ChunkedPartial] = {}
         self._complete: OrderedDict[Digest, None] = OrderedDict()
-        self._small: dict[Digest, Stamp] = {}
+        self._small: dict[Digest, os.stat_result] = {}  # written, or recognised, in this life
+        self._left_over: set[str] = set(files.listdir(folder))  # what an earlier life left, or a failed write
         self._drafts = itertools.count()
         self._staged_bytes = sum(group.size_bytes for group in self._groups())
         self._maps_unlinked = True  # the life before us may have; a stale map must be durably gone before its file
@@ -128,7 +129,7 @@ class Staging:
         """Whether all bytes of a record stand verified in staging."""
         if chunk_count(record.size) <= 1:
             with self._lock:
-                return record.digest in self._small or self._recognise_small(record)
+                return record.digest in self._small or (self._is_left_over(record) and self._recognise_small(record))
         try:
             partial = self.partial(record)
         except StoreError:
@@ -137,6 +138,15 @@ class Staging:
             return partial.complete
         finally:
             partial.close()
+
+    def small_status(self, digest: Digest) -> os.stat_result | None:
+        """How a small artifact's file looked when it was written or recognised: nobody but us touches it."""
+        with self._lock:
+            return self._small.get(digest)
+
+    def _is_left_over(self, record: Record) -> bool:
+        """Whether a file of this name may stand here although it was not written, whole, in this life."""
+        return record.digest.hex() in self._left_over
 
     def forget(self, digest: Digest) -> None:
         """Remove everything of a digest: it was published, or is not wanted. Open users keep their descriptors."""
@@ -271,20 +281,24 @@ class Staging:
             return
         path = self.path(record.digest)
         with sentences(f"write {record.name} to staging"):
-            fd = self._create_small(path)
+            fd = self._create_small(path, record.mode & MODE_MASK)
             try:
                 self._files.write(fd, content)
-                self._small[record.digest] = stamp_of(self._files.fstat(fd))
+                self._small[record.digest] = self._files.fstat(fd)
             finally:
                 self._files.close(fd)
 
-    def _create_small(self, path: Path) -> int:
-        """A new file; what an earlier life left there makes way (rarely, so it is not looked for each time)."""
+    def _create_small(self, path: Path, mode: int) -> int:
+        """A new file; what an earlier life left there makes way (rarely, so it is not looked for each time).
+
+        It is made with the mode it is published with, where the umask lets us: that saves three calls for each.
+        """
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
         try:
-            return self._files.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+            return self._files.open(path, flags, mode)
         except FileExistsError:
             remove_if_there(self._files, path)
-            return self._files.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+            return self._files.open(path, flags, mode)
 
     def _recognise_small(self, record: Record) -> bool:
         """Hash a small file that an earlier life left; one with a second name may be published and is not ours."""
@@ -295,7 +309,7 @@ class Staging:
         content = read_file(self._files, path, CHUNK_BYTES)
         if content is None or digest_of(content)[0] != record.digest:
             return False
-        self._small[record.digest] = stamp_of(status)
+        self._small[record.digest] = status
         return True
 
     def _remove_drafts(self) -> None:

@@ -11,11 +11,12 @@ from typing import Any, cast
 import pytest
 
 from node.commits import GroupCommitter
-from node.pending import PendingEntries
+from node.pending import RECENT_BYTES_MAX, PendingEntries
 from protocol.effects import Commit, Entry, Inline, Log
 from protocol.events import Durable, DurableFailed, Event
 from protocol.values import Batch, Record
 from storage.acceptance import INLINE_BYTES_MAX
+from storage.entries import encode_entry
 from storage.files import FileLayer
 from storage.manifest import Manifest
 from storage.wal import Wal
@@ -116,3 +117,26 @@ def test_what_failed_takes_no_room(bench: Bench) -> None:
             await bench.until(bench.committer.room)
 
     story(bench, told)
+
+
+def test_the_contents_accepted_first_stay_in_memory_until_they_are_released(tmp_path: Path) -> None:
+    content = bytes(INLINE_BYTES_MAX)
+    fitting = RECENT_BYTES_MAX // len(content)
+    wal = Wal.open(tmp_path / "wal", FileLayer(), segment_bytes=16 * MIB, size_bytes_max=64 * MIB)
+    pending = PendingEntries(wal)
+    records = [Record(f"npz/{n}", n, "a", n.to_bytes(32, "big"), b"b" * 32, 1) for n in range(fitting + 2)]
+    try:
+        for record in records:
+            entry = Entry(record, Inline(content))
+            pending.add(entry, wal.append([encode_entry(entry)])[0])
+        wal.sync()
+        *first, last = records
+        assert pending.recent(first[0].digest) == content
+        assert pending.recent(last.digest) is None
+        assert pending.content(last.digest) == content
+        pending.forget(records[:1])
+        assert pending.recent(first[0].digest) is None
+        pending.add(Entry(last, Inline(content)), 1)
+        assert pending.recent(last.digest) == content
+    finally:
+        wal.close()

@@ -15,11 +15,16 @@ import pytest
 from protocol.chunks import CHUNK_BYTES
 from protocol.effects import Publication
 from protocol.values import Parcel, Place
+from storage.blobs import whole
+from storage.depot import Depot
 from storage.files import FileLayer
 from storage.folders import stamp_of
+from storage.places import Lookups
 from storage.publication import LOCAL_CHANGE, SYNC_EACH_MAX, Outcome
 from storage.refusals import BlobChanged, ClaimedElsewhere
-from tests.depots import Bench, record_of, some_bytes
+from storage.room import Room, RoomLimits
+from storage.store import open_store
+from tests.depots import Bench, empty_disk, record_of, some_bytes
 from tests.recording import FailingFiles
 
 OLD, NEW = some_bytes(2 * CHUNK_BYTES, 1), some_bytes(2 * CHUNK_BYTES + 5, 2)
@@ -301,6 +306,41 @@ def test_many_files_cost_one_syncfs_and_one_sync_for_each_folder(tmp_path: Path)
     items = [Publication(record, f"{('even', 'odd')[n % 2]}/{n}") for n, record in enumerate(records)]
     assert len(bench.depot.publish(items).done) == len(items)
     assert counting.calls == ["syncfs", "folder even", "folder odd"]
+
+
+@pytest.mark.parametrize("others", [0, 10_000])
+def test_many_at_once_heed_what_lies_in_their_folder_however_much_it_is(tmp_path: Path, others: int) -> None:
+    bench = Bench(tmp_path)
+    for number in range(others):  # more than are worth listing
+        bench.write(f"games/other{number}", b"")
+    bench.write("games/1.db-wal", b"sidecar")
+    bench.write("games/2.db", b"a user's")
+    contents = [b"content %d" % number for number in range(SYNC_EACH_MAX + 4)]
+    records = [record_of(content, f"npz/{number}.db") for number, content in enumerate(contents)]
+    bench.depot.arrive_small(list(zip(records, contents, strict=True)))
+    outcome = bench.depot.publish([Publication(record, f"games/{n}.db") for n, record in enumerate(records)])
+    assert [record.name for record, why in outcome.failed if why == LOCAL_CHANGE] == ["npz/2.db"]
+    assert [record.name for record, place in outcome.done if place.private] == ["npz/1.db"]
+    assert len(outcome.done) == len(records) - 1
+    assert (bench.root / "games/2.db").read_bytes() == b"a user's"
+    assert not (bench.root / "games/1.db").exists()
+
+
+def test_what_was_accepted_just_now_is_read_from_memory_and_nothing_else_is_asked(tmp_path: Path) -> None:
+    def asked(_digest: bytes) -> None:
+        raise AssertionError("neither the manifest nor the log is asked")
+
+    record = record_of(b"accepted", "model/a")
+    files = FileLayer()
+    store = open_store(tmp_path / "files", "here", files)
+    room = Room(RoomLimits(min_free_bytes=0), empty_disk)
+    recent = {record.digest: b"accepted"}.get
+    depot = Depot(store, room, Lookups(places_of=asked, inline_of=asked, recent_of=recent))  # type: ignore[arg-type]
+    blob = depot.open_blob(record.digest)
+    assert blob is not None
+    assert whole(blob) == b"accepted"
+    [(_, place)] = depot.publish([Publication(record, "models/a")]).done
+    assert (store.root / place.path).read_bytes() == b"accepted"
 
 
 def test_one_bad_item_does_not_stop_the_others(tmp_path: Path) -> None:

@@ -144,3 +144,17 @@ def test_new_limits_count_at_once() -> None:
     room = _room(Disk(used=60))
     room.set_limits(RoomLimits(max_disk_usage_percent=50, min_free_bytes=0))
     assert room.reserve(1, A, K) != ""
+
+
+def test_many_are_reserved_with_one_look_at_the_disk_and_each_counts_for_the_next() -> None:
+    looks: list[None] = []
+    disk = Disk(68)
+
+    def usage() -> DiskUsage | None:
+        looks.append(None)
+        return disk()
+
+    room = Room(RoomLimits(min_free_bytes=0), usage)
+    answers = room.reserve_many(1, [(A, K), (B, K + 1), (C, K)])
+    assert [bool(refusal) for refusal in answers] == [False, True, False]
+    assert len(looks) == 1
