@@ -98,7 +98,7 @@ class GroupCommitter:
         for sentence in refused:
             self.on_poison(sentence)
         if group:
-            self.post(Durable(group[-1].seq))
+            self.post(Durable(group[-1].seq, refused=bool(refused)))
 
     def _write_logs(self, logs: list[Log], released: list[int]) -> list[int]:
         """In the writer thread: let go of what was released (it makes room), then append and sync."""

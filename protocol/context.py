@@ -10,12 +10,14 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from itertools import takewhile
 
-from protocol.catalogue import VERSIONS_MAX, Catalogue
+from protocol.catalogue import VERSIONS_MAX
 from protocol.clock import HybridClock
 from protocol.effects import Commit, Effect, Entry, Log, Report, Send
 from protocol.fleet import Fleet, Host, Kind, Routing
 from protocol.messages import Message
+from protocol.recent import Recent
 from protocol.values import Batch, Digest, Holding, HoldingKey, NodeId, Place, Record, RecordKey, State, StoreId, newer
 
 COPIES_MAX = 100_000  # ten kinds from each of 10,000 members; beyond, policy is looked up each time
@@ -41,7 +43,7 @@ class Context:
     node: NodeId
     store: StoreId
     fleet: Fleet
-    catalogue: Catalogue
+    catalogue: Recent
     clock: HybridClock = field(default_factory=HybridClock)
     now_ms: int = 0
     out: list[Effect] = field(default_factory=list)
@@ -128,16 +130,30 @@ class Context:
         """Whether anything is on its way to the disk: what was just accepted is not at risk yet, nor is it safe."""
         return bool(self._started)
 
-    def durable(self, upto: int) -> None:
-        """Everything up to here is on the disk: rows leave the overlay, continuations run in order."""
+    def durable(self, upto: int, refused: bool = False) -> None:
+        """Everything up to here is on the disk: rows leave the overlay, continuations run in order.
+
+        With `refused`, but for some rows that the manifest could not take: it is asked what there is.
+        """
+        if refused:
+            self.catalogue.forget()
+        self._expect(upto)
         while self._started and self._started[0].seq <= upto:
             started = self._started.popleft()
             self._hide(started.batch)
+            if not refused:
+                self.catalogue.committed(started.batch)
             started.then()
         self._forget_entries(upto)
 
+    def _expect(self, upto: int) -> None:
+        """Whoever hears of new versions asks who holds their bytes."""
+        batches = takewhile(lambda started: started.seq <= upto, self._started)
+        self.catalogue.expect(digests=(record.digest for each in batches for record in each.batch.rows.records))
+
     def failed(self, first: int, upto: int, error: str) -> None:
         """These are not on the disk: nothing of them was told, and now nothing of them is known."""
+        self.catalogue.forget()
         while self._started and self._started[0].seq <= upto:
             started = self._started.popleft()
             self._hide(started.batch)

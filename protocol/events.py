@@ -89,9 +89,13 @@ class Cancel:
 
 @dataclass(frozen=True, slots=True)
 class Durable:
-    """Every durable effect up to and including this sequence number is on the disk."""
+    """Every durable effect up to and including this sequence number is on the disk.
+
+    `refused` says: but for some rows that the manifest could not take and has set aside.
+    """
 
     upto: int
+    refused: bool = False
 
 
 @dataclass(frozen=True, slots=True)

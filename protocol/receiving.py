@@ -302,7 +302,13 @@ class Receiving:
         """Bring verified bytes under their final names; older versions and unsafe names into `.spore/versions/`."""
         self._op += 1
         self._publishing[self._op] = incoming
-        items = tuple(Publication(record, self._path(record)) for record in records)
+        self.ctx.catalogue.expect([record.name for record in records])
+        wished = [self._named_path(record) for record in records]
+        self.ctx.catalogue.expect(paths=[path for path in wished if path])
+        items = tuple(
+            Publication(record, path if path and self._may_take(path, record) else None)
+            for record, path in zip(records, wished, strict=True)
+        )
         self._taking[self._op] = tuple(item.path for item in items if item.path)
         self.ctx.emit(Publish(self._op, items))
 
@@ -322,14 +328,18 @@ class Receiving:
             self.publish(batch)
 
     def _path(self, record: Record) -> str | None:
+        path = self._named_path(record)
+        return path if path and self._may_take(path, record) else None
+
+    def _named_path(self, record: Record) -> str | None:
+        """The path that the name stands for, unless a newer version has it."""
         kind = self.ctx.kind(record.name)
         newest = next((v for v in self.ctx.versions(record.name) if v.state is State.LIVE), None)
         if kind is None or (newest is not None and newest.order > record.order and newest.digest != record.digest):
             return None
         if kind.snapshot and record.origin == self.ctx.node:
             return None  # its path is that of the live database
-        path = publication_path(record.name, record.origin, self.ctx.node, kind.namespace == "node")
-        return path if self._may_take(path, record) else None
+        return publication_path(record.name, record.origin, self.ctx.node, kind.namespace == "node")
 
     def _may_take(self, path: str, record: Record) -> bool:
         """Names of two kinds can share a path; whoever has it keeps it, or they would push each other out for ever."""

@@ -6,7 +6,7 @@ and call each other only through what is wired here.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from random import Random
 from typing import Any
 
@@ -22,6 +22,7 @@ from protocol.effects import Answer, Effects, Entry, Exit, Hangup, Inline, Refer
 from protocol.fleet import RESERVED_KIND, Fleet
 from protocol.membership import REPAIR_GRACE_MS, Membership
 from protocol.receiving import Receiving
+from protocol.recent import Recent
 from protocol.retention import Retention
 from protocol.sending import Sending
 from protocol.spreading import Spreading
@@ -42,7 +43,7 @@ class Replica:
     def __init__(
         self, node: NodeId, store: StoreId, fleet: Fleet, catalogue: Catalogue, random: Random, boot: int
     ) -> None:
-        self.ctx = ctx = Context(node, store, fleet, catalogue)
+        self.ctx = ctx = Context(node, store, fleet, Recent(catalogue))
         self.boot = boot
         self.members = Membership(ctx)
         self.debts = Debts(ctx, self.members, self._settled)
@@ -72,7 +73,7 @@ class Replica:
             e.Await: self.accepting.await_copies,
             e.Want: self._want,
             e.Cancel: lambda event: self.accepting.cancel(event.request),
-            e.Durable: lambda event: self._durable(event.upto),
+            e.Durable: self._durable,
             e.DurableFailed: self._durable_failed,
             e.SessionUp: self._session_up,
             e.SessionDown: lambda event: self._session_down(event.peer, event.why),
@@ -274,8 +275,8 @@ class Replica:
 
     # --- durability of our own writes ---
 
-    def _durable(self, upto: int) -> None:
-        self.ctx.durable(upto)
+    def _durable(self, event: e.Durable) -> None:
+        self.ctx.durable(event.upto, event.refused)
         if not self.accepting.healthy:
             self.accepting.healthy = self.receiving.recording = True
             self.ctx.report("info", "disk_recovered", "the disk takes writes again")
@@ -331,6 +332,7 @@ class Replica:
             return  # it said goodbye, or its session has just ended: whatever was in flight is void
         match message:
             case m.RowsMessage():
+                self._expect(message.rows.records, message.rows.holdings)
                 self.spreading.received(peer, message.rows)
             case m.CellsMessage():
                 self.comparing.cells(peer, message)
@@ -341,10 +343,12 @@ class Replica:
             case m.Prints():
                 self.comparing.prints(peer, message)
             case m.Offer():
+                self._expect([parcel.record for parcel in message.parcels], ())
                 self.receiving.offered(peer, message)
             case m.Take():
                 self.sending.taken(peer, message)
             case m.Receipt():
+                self._expect((), message.holdings)
                 self.spreading.received(peer, Rows(holdings=message.holdings))
                 self.sending.receipted(peer, message)
             case m.Ask():
@@ -355,6 +359,11 @@ class Replica:
                 self.ctx.emit(Hangup(peer, "it said goodbye"))
             case m.Hello():
                 pass  # the session layer has read it; a second one says nothing new
+
+    def _expect(self, records: Collection[Record], holdings: Collection[Holding]) -> None:
+        """The rows of a message are looked up together, not one after the other."""
+        digests = [*(record.digest for record in records), *(holding.digest for holding in holdings)]
+        self.ctx.catalogue.expect([record.name for record in records], digests)
 
     def _want(self, event: e.Want) -> None:
         self.receiving.fetch_for_user(event.request, event.record)

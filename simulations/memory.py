@@ -8,11 +8,11 @@ node finds when it comes up again.
 from __future__ import annotations
 
 from bisect import bisect_right, insort
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from protocol.catalogue import HOLDERS_MAX, SHARERS_MAX, VERSIONS_MAX
+from protocol.catalogue import HOLDERS_MAX, MANY_ROWS_MAX, SHARERS_MAX, VERSIONS_MAX
 from protocol.fingerprints import (
     PREFIX_BYTES,
     PREFIXES,
@@ -58,6 +58,7 @@ class Tables:
     names: dict[str, tuple[RecordKey, ...]] = field(default_factory=dict)
     sharers: dict[Digest, tuple[RecordKey, ...]] = field(default_factory=dict)  # of live records
     holdings: dict[HoldingKey, Holding] = field(default_factory=dict)
+    statements: dict[Digest, tuple[HoldingKey, ...]] = field(default_factory=dict)
     holders: dict[Digest, tuple[HoldingKey, ...]] = field(default_factory=dict)  # present ones
     members: dict[NodeId, Member] = field(default_factory=dict)
     places: dict[str, Place] = field(default_factory=dict)
@@ -71,6 +72,7 @@ class Tables:
             dict(self.names),
             dict(self.sharers),
             dict(self.holdings),
+            dict(self.statements),
             dict(self.holders),
             dict(self.members),
             dict(self.places),
@@ -120,6 +122,19 @@ class MemoryCatalogue:
 
     def holdings(self, digest: Digest) -> tuple[Holding, ...]:
         return tuple(self._tables.holdings[key] for key in self._tables.holders.get(digest, ())[:HOLDERS_MAX])
+
+    def statements(self, digest: Digest) -> tuple[Holding, ...]:
+        keys = self._tables.statements.get(digest, ())[:HOLDERS_MAX]
+        return tuple(self._tables.holdings[key] for key in keys)
+
+    def versions_of(self, names: Collection[str]) -> dict[str, tuple[Record, ...]] | None:
+        return _bounded({name: self.versions(name) for name in names})
+
+    def statements_of(self, digests: Collection[Digest]) -> dict[Digest, tuple[Holding, ...]] | None:
+        return _bounded({digest: self.statements(digest) for digest in digests})
+
+    def places_at(self, paths: Collection[str]) -> dict[str, Place]:
+        return {path: self._tables.places[path] for path in paths if path in self._tables.places}
 
     def member(self, node: NodeId) -> Member | None:
         return self._tables.members.get(node)
@@ -186,6 +201,8 @@ class MemoryCatalogue:
         if not newer(ours, holding):
             return
         self._tables.holdings[holding.key] = holding
+        if ours is None:
+            _insert(self._tables.statements, holding.digest, holding.key)
         self._stamp(holding.node, holding.seq)
         was = ours is not None and ours.present
         if holding.present == was:
@@ -283,6 +300,10 @@ def _rows(rows: Sequence[Row]) -> Rows:
         tuple(row for row in rows if isinstance(row, Holding)),
         tuple(row for row in rows if isinstance(row, Member)),
     )
+
+
+def _bounded(answers: dict[Indexed, tuple[Value, ...]]) -> dict[Indexed, tuple[Value, ...]] | None:
+    return answers if sum(map(len, answers.values())) <= MANY_ROWS_MAX else None
 
 
 def _pages(table: dict[Key, Value], page_rows: int) -> Iterator[tuple[Value, ...]]:

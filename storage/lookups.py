@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import sqlite3
 import threading
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
+from typing import TypeVar
 
-from protocol.catalogue import HOLDERS_MAX, SHARERS_MAX, VERSIONS_MAX
+from protocol.catalogue import HOLDERS_MAX, MANY_ROWS_MAX, SHARERS_MAX, VERSIONS_MAX
 from protocol.values import Digest, Holding, HoldingKey, Member, NodeId, Place, Record, RecordKey
 from storage.manifest_rows import (
     HOLDING_COLUMNS,
@@ -25,6 +27,11 @@ from storage.manifest_rows import (
     place_of,
     record_of,
 )
+
+KEYS_PER_STATEMENT = 256  # a power of two, as its parts: few texts, each prepared once
+
+Key = TypeVar("Key", str, bytes)
+Value = TypeVar("Value")
 
 BUSY_SECONDS = 10.0  # a second process (spore verify) may hold the write lock for a moment
 READER_CACHE_KIB = 4096  # a look-up touches a handful of pages; the kernel caches the rest
@@ -39,6 +46,10 @@ _HOLDING = f"SELECT {HOLDING_COLUMNS} FROM holdings WHERE digest = ? AND node = 
 _HOLDINGS = (
     f"SELECT {HOLDING_COLUMNS} FROM holdings WHERE digest = ? AND present = 1 ORDER BY node, store LIMIT {HOLDERS_MAX}"
 )
+_STATEMENTS = f"SELECT {HOLDING_COLUMNS} FROM holdings WHERE digest = ? ORDER BY node, store LIMIT {HOLDERS_MAX}"
+_VERSIONS_OF = f"SELECT {RECORD_COLUMNS} FROM records WHERE name IN (%s) ORDER BY name, hlc DESC, origin DESC LIMIT %d"
+_STATEMENTS_OF = f"SELECT {HOLDING_COLUMNS} FROM holdings WHERE digest IN (%s) ORDER BY digest, node, store LIMIT %d"
+_PLACES_AT = f"SELECT {PLACE_COLUMNS} FROM places WHERE path IN (%s) LIMIT %d"
 _MEMBER = f"SELECT {MEMBER_COLUMNS} FROM members WHERE node = ?"
 _MEMBERS = f"SELECT {MEMBER_COLUMNS} FROM members ORDER BY node"
 _PLACES = f"SELECT {PLACE_COLUMNS} FROM places WHERE digest = ? ORDER BY path"
@@ -86,6 +97,47 @@ class Lookups:
 
     def holdings(self, digest: Digest) -> tuple[Holding, ...]:
         return tuple(map(holding_of, self._rows(_HOLDINGS, digest)))
+
+    def statements(self, digest: Digest) -> tuple[Holding, ...]:
+        return tuple(map(holding_of, self._rows(_STATEMENTS, digest)))
+
+    def versions_of(self, names: Collection[str]) -> dict[str, tuple[Record, ...]] | None:
+        return self._grouped(_VERSIONS_OF, names, record_of, lambda record: record.name, VERSIONS_MAX)
+
+    def statements_of(self, digests: Collection[Digest]) -> dict[Digest, tuple[Holding, ...]] | None:
+        return self._grouped(_STATEMENTS_OF, digests, holding_of, lambda holding: holding.digest, HOLDERS_MAX)
+
+    def places_at(self, paths: Collection[str]) -> dict[str, Place]:
+        return {place.path: place for place in map(place_of, self._many(_PLACES_AT, paths))}
+
+    def _grouped(
+        self,
+        statement: str,
+        keys: Collection[Key],
+        value_of: Callable[[Row], Value],
+        key_of: Callable[[Value], Key],
+        count_max: int,
+    ) -> dict[Key, tuple[Value, ...]] | None:
+        """The rows of each key in the statement's order, at most `count_max` each; None when they are too many."""
+        found: dict[Key, list[Value]] = {key: [] for key in keys}
+        total = 0
+        for value in map(value_of, self._many(statement, keys)):
+            found[key_of(value)].append(value)
+            total += 1
+        if total > MANY_ROWS_MAX:
+            return None
+        return {key: tuple(values[:count_max]) for key, values in found.items()}
+
+    def _many(self, statement: str, keys: Collection[Key]) -> Iterator[Row]:
+        """Rows of many keys, with one statement for hundreds of them; stops one row above `MANY_ROWS_MAX`."""
+        waiting = list(keys)
+        left = MANY_ROWS_MAX + 1
+        while waiting and left > 0:
+            count = min(KEYS_PER_STATEMENT, 1 << (len(waiting).bit_length() - 1))
+            part, waiting = waiting[:count], waiting[count:]
+            rows = self._rows(statement % (", ".join("?" * count), MANY_ROWS_MAX + 1), *part)
+            yield from rows[:left]
+            left -= len(rows)
 
     def member(self, node: NodeId) -> Member | None:
         rows = self._rows(_MEMBER, node)

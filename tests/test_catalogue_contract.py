@@ -27,6 +27,7 @@ from protocol.fingerprints import (
     record_fingerprint,
 )
 from protocol.messages import Prints
+from protocol.recent import Recent
 from protocol.sketch import Sketch
 from protocol.values import (
     NO_DIGEST,
@@ -109,11 +110,30 @@ async def in_memory() -> AsyncIterator[Actor]:
     yield Actor(MemoryCatalogue(CLUSTER, NODE))
 
 
+class Remembering(Actor):
+    """A catalogue behind the core's memory of it, which hears of every batch after it is durable."""
+
+    def __init__(self, catalogue: MemoryCatalogue) -> None:
+        super().__init__(catalogue)
+        self.catalogue = self._recent = Recent(catalogue)
+
+    async def apply(self, *batches: Batch) -> None:
+        answers(self._recent)
+        await super().apply(*batches)
+        for batch in batches:
+            self._recent.committed(batch)
+
+
+@asynccontextmanager
+async def remembered() -> AsyncIterator[Actor]:
+    yield Remembering(MemoryCatalogue(CLUSTER, NODE))
+
+
 Story = Callable[[Actor], Awaitable[None]]
 Tell = Callable[[Story], None]
 
 
-@pytest.fixture(params=[over_sqlite, in_memory], ids=["sqlite", "memory"])
+@pytest.fixture(params=[over_sqlite, in_memory, remembered], ids=["sqlite", "memory", "remembered"])
 def tell(request: pytest.FixtureRequest) -> Tell:
     """Runs a story with a fresh catalogue of either kind."""
 
@@ -515,9 +535,15 @@ def answers(catalogue: Catalogue) -> list[object]:
         [catalogue.member(node) for node in ("alpha", "beta")],
     ]
     found += [catalogue.versions(name) for name in all_names]
+    found += [catalogue.versions_of(all_names), catalogue.statements_of([D1, D2, D3]), catalogue.places_at(["a", "b"])]
     found += [catalogue.place(path) for path in ("a", "a/b", "b")]
     for digest in (NO_DIGEST, D1, D2):
-        found += [catalogue.sharers(digest), catalogue.holdings(digest), catalogue.places(digest)]
+        found += [
+            catalogue.statements(digest),
+            catalogue.sharers(digest),
+            catalogue.holdings(digest),
+            catalogue.places(digest),
+        ]
         found += [
             catalogue.holding(HoldingKey(digest, node, store)) for node in ("alpha", "beta") for store in (S1, S2)
         ]

@@ -26,7 +26,7 @@ BELOW = {
     "node/cli": {"node", "storage", "protocol", "simulations"},
 }
 
-# The core decides and does nothing: what it may know of the world besides itself.
+# The core decides and does nothing: what it may know of the world besides itself. (numpy: for sketches, in one module.)
 PURE = {
     "__future__", "array", "collections", "collections.abc", "dataclasses", "enum", "fnmatch", "functools", "hashlib",
     "itertools", "json", "math", "random", "re", "struct", "typing", "unicodedata", "zlib", "blake3", "numpy",
@@ -118,8 +118,9 @@ def test_the_core_knows_nothing_of_the_world(path: str) -> None:
     assert foreign == []
 
 
-def test_what_the_core_may_import_is_the_standard_library_but_for_the_hash() -> None:
-    assert {name for name in PURE if name.partition(".")[0] not in sys.stdlib_module_names} == {"blake3"}
+def test_what_the_core_may_import_is_the_standard_library_but_for_the_hash_and_numpy() -> None:
+    foreign = {name.partition(".")[0] for name in PURE} - {*sys.stdlib_module_names}
+    assert foreign == {"blake3", "numpy"}
     assert not PURE & {
         "time",
         "datetime",
@@ -133,6 +134,13 @@ def test_what_the_core_may_import_is_the_standard_library_but_for_the_hash() -> 
         "asyncio",
         "threading",
     }
+
+
+def test_one_module_of_the_core_knows_numpy_and_loads_it_late() -> None:
+    knowing = {place(path) for path in sources("protocol") for name, _ in imports(path) if name.startswith("numpy")}
+    assert knowing == {"protocol/sketch_batches.py"}
+    at_once = [node for node in tree(ROOT / "protocol/sketch_batches.py").body if isinstance(node, ast.Import)]
+    assert at_once == []
 
 
 @pytest.mark.parametrize("path", [place(path) for path in sources("protocol")])
