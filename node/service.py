@@ -15,7 +15,9 @@ from node.tokens import TokenError
 from protocol import effects as f
 from protocol import events as e
 from protocol.chunks import CHUNK_BYTES, digest_of
+from protocol.claims import Standing
 from protocol.fleet import RESERVED_KIND, Kind
+from protocol.membership import Membership
 from protocol.names import NameRefused, check_node, name_of
 from protocol.values import Record, State
 from storage.acceptance import INLINE_BYTES_MAX, Accepted
@@ -225,7 +227,11 @@ class Service:
                 "cap_percent": room.cap_percent,
                 "accepting": room.accepting,
             },
-            "members": {"alive": 1 + len(members.alive), "suspect": 0, "down": len(members.peers) - len(members.alive)},
+            "members": {
+                "alive": 1 + len(members.alive),
+                "suspect": sum(members.standing(node) is Standing.SUSPECT for node in members.alive),
+                "down": len(members.peers) - len(members.alive),
+            },
             "healthy": agent.replica.accepting.healthy,
             "wal": {"bytes": agent.wal.usage().bytes, "entries": agent.wal.usage().live_entries},
             "transfers": [_transfer(p) for p in (*agent.transfers.snapshot(), *agent.bulk.inbox.snapshot())],
@@ -249,7 +255,7 @@ class Service:
                 {
                     "node": node,
                     "address": (member.address if member else "") or host.dial_address or "",
-                    "state": "alive" if node in members.alive else "left" if members.has_left(node) else "down",
+                    "state": _state(members, node),
                     "role": member.role if member else host.role,
                     "provider": (member.provider if member else host.provider) or "",
                     "domain": member.domain if member else agent.fleet.domain(node),
@@ -449,6 +455,12 @@ def _transfer(progress: Progress) -> Facts:
         "still_seconds": round(progress.still_seconds, 3),
         "waits_for": progress.waits_for,
     }
+
+
+def _state(members: Membership, node: str) -> str:
+    if node in members.alive:
+        return "suspect" if members.standing(node) is Standing.SUSPECT else "alive"
+    return "left" if members.has_left(node) else "down"
 
 
 def _rounded(value: float | None) -> float | None:

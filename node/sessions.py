@@ -41,6 +41,7 @@ from node.tls import IdentityContexts
 from protocol import wire
 from protocol.effects import Report
 from protocol.events import DialFailed, Event, Received, SessionDown, SessionUp
+from protocol.fields import UnknownMessage, WireError
 from protocol.messages import Hello, Message
 from protocol.values import NodeId
 
@@ -271,7 +272,7 @@ class Sessions:
             raise _TurnedDown(CODE_REFUSED, ending(message))
         try:
             hello = wire.decode(message.data)
-        except wire.WireError as problem:
+        except WireError as problem:
             raise _TurnedDown(CODE_REFUSED, str(problem)) from problem
         if not isinstance(hello, Hello):
             raise _TurnedDown(CODE_REFUSED, f"the first message must be a Hello, not a {type(hello).__name__}")
@@ -382,10 +383,10 @@ class Sessions:
         try:
             message = wire.decode(frame)
             if isinstance(message, Hello):
-                raise wire.WireError("a second Hello")
-        except wire.UnknownMessage as problem:
+                raise WireError("a second Hello")
+        except UnknownMessage as problem:
             self._refusals.refused("unknown-message", session.peer, str(problem))
-        except wire.WireError as problem:
+        except WireError as problem:
             session.faulty = True
             session.end(f"unreadable message: {problem}", CODE_REFUSED)
         else:

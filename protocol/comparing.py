@@ -69,10 +69,10 @@ class Comparing:
             self._forget_due_ms = now + POISON_MS
             self._tried.clear()
         due = now >= self._due_ms or (self._changed_ms and now - self._changed_ms >= QUIET_MS)
-        if due and self.members.alive:
+        if due and self.members.sessions:
             self._due_ms = now + int(self.ctx.routing.gossip_interval_seconds * 1000)
             self._changed_ms = 0
-            self._send_cells(self.random.choice(sorted(self.members.alive)), PREFIX_CELLS)
+            self._send_cells(self.random.choice(sorted(self.members.sessions)), PREFIX_CELLS)
 
     # --- what peers send ---
 

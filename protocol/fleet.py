@@ -191,10 +191,12 @@ class Fleet:
     nfs_sharing_groups: tuple[tuple[str, ...], ...] = ()
     joined: Mapping[str, Host] = field(default_factory=dict)
     hash: str = field(init=False, compare=False, default="")
+    places: tuple[tuple[str, str], ...] = field(init=False, compare=False, default=())  # (host, domain), for the rings
 
     def __post_init__(self) -> None:
-        """Compute the hash once: it is gossiped in every digest."""
+        """Compute once what is asked for all the time."""
         object.__setattr__(self, "hash", policy_hash(self))
+        object.__setattr__(self, "places", tuple((node, self.domain(node)) for node in sorted(self.hosts)))
 
     def host(self, node: str) -> Host:
         """The entry of a node: listed, else as it joined, else the least that an unknown name can mean."""
@@ -271,7 +273,7 @@ class Fleet:
 
 def policy_hash(fleet: Fleet) -> str:
     """SHA-256, in hex, of the canonical JSON: equal for files that mean the same, whatever their wording."""
-    meaning = {name: value for name, value in asdict(fleet).items() if name not in ("hash", "joined")}
+    meaning = {name: value for name, value in asdict(fleet).items() if name not in ("hash", "joined", "places")}
     canonical = json.dumps(meaning, sort_keys=True, separators=(",", ":"))
     return sha256(canonical.encode()).hexdigest()
 

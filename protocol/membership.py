@@ -1,25 +1,36 @@
-"""Who is there: membership in its first form. A peer is alive while a session with it stands.
+"""Who is there, and with whom we are connected: `Swim` decides about life, this module about sessions and rows.
 
-Every listed host and every member heard of is dialled, for ever, with a back-off; a peer that said goodbye or was
-down is dialled again all the same, since nothing is unhealthy for good. The next form (probes, suspicion,
-incarnations) replaces what is behind `alive` and leaves the events as they are.
+Alive is whom Swim believes alive and whose row (what it says of itself) we know; a session need not stand. Sessions
+are kept with some ring neighbours, opened to others when something is to be sent to them, and ended when they are of no
+more use. Every known host without a session that is wanted is dialled, for ever, with a back-off: nothing is
+unhealthy for good.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from random import Random
 
+from protocol.claims import Changed, Claim, NeedSession, Output, Say, Standing, Twin, Verdict, Wake
+from protocol.claims import Message as SwimMessage
 from protocol.context import Context
-from protocol.effects import Dial
+from protocol.effects import Dial, Hangup, SetTimer
 from protocol.messages import Hello
 from protocol.placement import Seat, eligible, seat_of
-from protocol.values import Batch, Member, NodeId, Presence, Rows, StoreId
+from protocol.rings import Rings
+from protocol.swim import Swim
+from protocol.values import Batch, Member, NodeId, Presence, Rows, StoreId, newer
 
 DIAL_MS_MIN = 500  # the first retry: a neighbour that restarts is back in about a second
 DIAL_MS_MAX = 15_000  # the longest a returning node waits to be found by a peer it cannot dial itself
+DIALLING_MS_MAX = 30_000  # a dial whose outcome was never told
 RESTATE_MS_MIN = 2_000  # what changes all the time (bytes at risk, disk use) is told at most this often
 REPAIR_GRACE_MS = 60_000  # a node away for less is not worth copying its artifacts for
+UNUSED_MS = 120_000  # a session that no ring needs and nobody used is ended: it costs two pings each ten seconds
 MEMBERS_MAX = 10_000  # the largest fleet simulated; further names are ignored and reported
+WAKE = "swim"  # the token of the timer that Swim asks for
+FOR_EVER_MS = 1 << 60
 
 
 @dataclass(slots=True)
@@ -27,24 +38,32 @@ class Peer:
     """What we know of reaching one node."""
 
     address: str
+    dialling_until_ms: int = 0
     next_dial_ms: int = 0
     backoff_ms: int = DIAL_MS_MIN
     boot: int = 0
     down_since_ms: int = 0
-    left: bool = False
+    used_ms: int = 0
 
 
 class Membership:
     """Dials, and answers who is alive and what each member says of itself."""
 
-    def __init__(self, ctx: Context) -> None:
+    def __init__(self, ctx: Context, random: Random, boot: int) -> None:
         self.ctx = ctx
         self.alive: dict[NodeId, Member] = {}
+        self.sessions: dict[NodeId, None] = {}
         self.peers: dict[NodeId, Peer] = {}
         self.own = Member(ctx.node, 0, store=ctx.store)
+        self.twin: Twin | None = None  # another machine runs as this node, and this one must stop
+        self._instance = random.getrandbits(63) | 1
+        rings = Rings.build(ctx.fleet.places)
+        self.swim = Swim(ctx.node, self._instance, boot, rings, random, is_ephemeral=self.is_ephemeral)
+        self._changes: list[NodeId] = []  # who is alive now and was not, or the reverse
         self._restated_ms = 0
         self._told = self.own
         self._rows: dict[NodeId, Member] = {}
+        self._unlisted: dict[NodeId, str] = {}  # members that the hosts file does not name, with their domains
         self._seats: dict[StoreId, list[Seat]] = {}  # by the store that does not count
         self._stores: frozenset[StoreId] | None = None  # of nodes that are there
         self._agreed: bool | None = None  # whether all that are there go by one hosts file
@@ -55,12 +74,16 @@ class Membership:
         for member in self.ctx.catalogue.members():
             self._rows[member.node] = member
             self._know(member.node, member.address)
+            self._place(member)
         self.fleet_changed()
 
     def fleet_changed(self) -> None:
         """Listed hosts are dialled; our own row follows the hosts file."""
         for node in sorted(self.ctx.fleet.hosts):
             self._know(node, self.ctx.fleet.hosts[node].dial_address or "")
+        self._unlisted = {node: d for node, d in self._unlisted.items() if node not in self.ctx.fleet.hosts}
+        self.swim.list_hosts(sorted(self.ctx.fleet.hosts))
+        self._enrol()
         host = self.ctx.host
         self.own = replace(
             self.own,
@@ -105,9 +128,10 @@ class Membership:
             self._told = replace(self._told, seq=0)
 
     def hello(self, boot: int) -> Hello:
-        return Hello(self.ctx.fleet.cluster, self.own, boot, self.ctx.catalogue.sketch().fold())
+        fold = self.ctx.catalogue.sketch().fold()
+        return Hello(self.ctx.fleet.cluster, self.own, boot, fold, self.swim.incarnation, self._instance)
 
-    # --- peers ---
+    # --- questions ---
 
     def seats(self, but: StoreId) -> list[Seat]:
         """The stores that may hold now, ours among them, without the store `but`: an artifact's own, at its origin.
@@ -119,18 +143,27 @@ class Membership:
         return self._seats[but]
 
     def row(self, node: NodeId) -> Member | None:
-        """What a node, alive or not, last said of itself (committed)."""
+        """What a node, alive or not, last said of itself."""
         return self._rows.get(node)
 
     def is_alive(self, node: NodeId) -> bool:
         return node in self.alive or node == self.ctx.node
+
+    def neighbours(self) -> Sequence[NodeId]:
+        """Whom to tell what is new: the next live node with a session on each ring."""
+        return self.swim.neighbours()
+
+    def standing(self, node: NodeId) -> Standing:
+        """As we see it; whom we have never heard of counts as dead."""
+        entry = self.swim.view.get(node)
+        return entry.standing if entry is not None else Standing.DEAD
 
     def gone_ms(self, node: NodeId) -> int:
         """How long a node has been away, as seen from here; 0 while it is alive; for ever when it left."""
         if self.is_alive(node):
             return 0
         if self.has_left(node):
-            return 1 << 60
+            return FOR_EVER_MS
         peer = self.peers.get(node)
         return self.ctx.now_ms - (peer.down_since_ms if peer else 0)
 
@@ -138,11 +171,6 @@ class Membership:
         """Whether what a node said it holds counts as a copy: it is there, or not away for long, or a mate of its
         store is there. A dead disk holds nothing, whatever it once said."""
         return self.is_alive(node) or self.gone_ms(node) < REPAIR_GRACE_MS or store in self._live_stores()
-
-    def _live_stores(self) -> frozenset[StoreId]:
-        if self._stores is None:
-            self._stores = frozenset(member.store for member in (*self.alive.values(), self.own))
-        return self._stores
 
     def policies_agree(self) -> bool:
         """Whether every live node goes by the hosts file that we go by; while it is rolled out, nothing is trimmed."""
@@ -156,64 +184,159 @@ class Membership:
         row = self._rows.get(node)
         return self.ctx.fleet.host(node).ephemeral or (row is not None and row.ephemeral)
 
-    def _seats_changed(self) -> None:
-        """Who is alive, or what it says of its store, has changed."""
-        self._seats.clear()
-        self._stores = self._agreed = None
+    def has_left(self, node: NodeId) -> bool:
+        """Whether the node said goodbye: it is not expected back soon."""
+        if self.is_alive(node):
+            return False
+        member = self.row(node)
+        return self.standing(node) is Standing.LEFT or (member is not None and member.presence is Presence.LEFT)
+
+    def take_changes(self) -> list[NodeId]:
+        """Who has come to life or ceased to live since this was last asked."""
+        changes, self._changes = self._changes, []
+        return changes
+
+    # --- sessions ---
 
     def session_up(self, peer: NodeId, hello: Hello) -> None:
         self._know(peer, hello.member.address)
         state = self.peers.setdefault(peer, Peer(hello.member.address))
-        state.backoff_ms, state.left, state.boot = DIAL_MS_MIN, False, hello.boot
-        self.alive[peer] = hello.member
-        self._seats_changed()
+        state.boot, state.used_ms = hello.boot, self.ctx.now_ms
+        state.backoff_ms, state.next_dial_ms, state.dialling_until_ms = DIAL_MS_MIN, 0, 0
+        self.sessions[peer] = None
+        if newer(self._rows.get(peer), hello.member):
+            self._rows[peer] = hello.member
+            self._place(hello.member)
+        self._follow(self.swim.session_up(peer, hello.incarnation, hello.instance, self.ctx.now_ms))
+        self._look_at(peer)
 
     def session_down(self, peer: NodeId, why: str) -> None:
-        if self.alive.pop(peer, None) is not None:
-            state = self.peers[peer]
-            state.down_since_ms = self.ctx.now_ms
-            state.next_dial_ms = self.ctx.now_ms + DIAL_MS_MIN
-            self._seats_changed()
-            level = "info" if state.left else "warning"
-            self.ctx.report(level, "peer_down", f"{peer} is no longer connected: {why}")
+        """Not yet the end of the peer: Swim asks others whether it is there."""
+        if peer in self.sessions:
+            del self.sessions[peer]
+            self.peers[peer].next_dial_ms = self.ctx.now_ms + DIAL_MS_MIN
+            self.ctx.report("info", "session_down", f"the session with {peer} ended: {why}")
+            self._follow(self.swim.session_down(peer, self.ctx.now_ms))
 
     def dial_failed(self, peer: NodeId) -> None:
         state = self.peers.get(peer)
         if state is not None:
             state.backoff_ms = min(state.backoff_ms * 2, DIAL_MS_MAX)
             state.next_dial_ms = self.ctx.now_ms + state.backoff_ms
+            state.dialling_until_ms = 0
+            self._follow(self.swim.dial_failed(peer, self.ctx.now_ms))
+
+    def connect(self, node: NodeId) -> bool:
+        """Whether a session with this node stands; if not, one is dialled when that is due."""
+        peer = self.peers.get(node)
+        if node in self.sessions:
+            self.peers[node].used_ms = self.ctx.now_ms
+            return True
+        if peer is not None and self.ctx.now_ms >= peer.next_dial_ms:
+            self._dial(node)
+        return False
+
+    def _dial(self, node: NodeId) -> None:
+        """Swim has a back-off of its own: what it asks for is done, unless it is under way."""
+        peer = self.peers.get(node)
+        if peer is not None and peer.address and self.ctx.now_ms >= peer.dialling_until_ms:
+            peer.dialling_until_ms = self.ctx.now_ms + DIALLING_MS_MAX
+            self.ctx.emit(Dial(node, peer.address))
+
+    def can_be_reached(self, node: NodeId) -> bool:
+        """Whether a session stands or could be dialled."""
+        peer = self.peers.get(node)
+        return node in self.sessions or (peer is not None and bool(peer.address))
 
     def goodbye(self, peer: NodeId) -> None:
         """The peer leaves of its own will: it is no target from this moment on."""
-        if peer in self.peers:
-            self.peers[peer].left = True
-        self.session_down(peer, "it said goodbye")
+        entry = self.swim.view.get(peer)
+        if entry is not None and entry.lives:
+            left = Claim(peer, Standing.LEFT, entry.incarnation, entry.instance)
+            self._follow(self.swim.heard((left,), self.ctx.now_ms))
+
+    def leave(self) -> None:
+        """We leave: told to every peer, and by them to all."""
+        self._follow(self.swim.leave(self.ctx.now_ms))
+
+    # --- what is heard ---
 
     def heard(self, member: Member) -> bool:
         """A member's row was committed. Returns whether other stores may receive now than before."""
         if member.node == self.ctx.node:
             return False
-        self._rows[member.node] = member
         self._know(member.node, member.address)
         before = self.alive.get(member.node)
+        if newer(self._rows.get(member.node), member):
+            self._rows[member.node] = member
+            self._place(member)
+        self._look_at(member.node)
         if before is None or member.seq < before.seq:
             return False
-        self.alive[member.node] = member
-        self._seats_changed()
         return (before.accepting, before.excluded, seat_of(before)) != (
             member.accepting,
             member.excluded,
             seat_of(member),
         )
 
+    def received(self, peer: NodeId, message: SwimMessage) -> None:
+        self._follow(self.swim.received(peer, message, self.ctx.now_ms))
+
     def tick(self) -> None:
-        """Dial whoever has no session and is due."""
-        now = self.ctx.now_ms
-        for node in sorted(self.peers):
-            peer = self.peers[node]
-            if peer.address and node not in self.alive and now >= peer.next_dial_ms:
-                peer.next_dial_ms = now + DIAL_MS_MAX * 2  # until its outcome is told
-                self.ctx.emit(Dial(node, peer.address))
+        self._follow(self.swim.tick(self.ctx.now_ms))
+        kept = dict.fromkeys(self.swim.kept())
+        for node in [node for node in self.sessions if node not in kept]:
+            if self.ctx.now_ms - self.peers[node].used_ms >= UNUSED_MS:
+                self.ctx.emit(Hangup(node, "no ring needs this session, and nobody uses it"))
+
+    def wake(self) -> None:
+        self._follow(self.swim.wake(self.ctx.now_ms))
+
+    # --- helpers ---
+
+    def _follow(self, outputs: Iterable[Output]) -> None:
+        for output in outputs:
+            match output:
+                case Say():
+                    self.ctx.send(output.peer, output.message)
+                case NeedSession():
+                    self._dial(output.node)
+                case Changed():
+                    self._stands(output)
+                case Twin():
+                    self.ctx.report("error", "twin", output.why)
+                    self.twin = output if output.yields else self.twin
+                case Wake():
+                    self.ctx.emit(SetTimer(WAKE, output.at_ms))
+                case Verdict():
+                    pass  # newcomers are not challenged yet: see docs/design.md
+
+    def _stands(self, changed: Changed) -> None:
+        if changed.new is None:
+            self._unlisted.pop(changed.node, None)
+            self._enrol()
+        elif changed.new is Standing.DEAD:
+            self.ctx.report("warning", "peer_down", f"{changed.node} is down: {changed.why}")
+        elif changed.new is Standing.LEFT:
+            self.ctx.report("info", "peer_down", f"{changed.node} said goodbye")
+        self._look_at(changed.node)
+
+    def _look_at(self, node: NodeId) -> None:
+        """Who lives, by Swim, and is known by its row, counts as alive."""
+        row, was_alive = self._rows.get(node), node in self.alive
+        if row is not None and self.swim.is_alive(node) and node != self.ctx.node:
+            if self.alive.get(node) is row:
+                return
+            self.alive[node] = row
+        elif was_alive:
+            del self.alive[node]
+            if node in self.peers:
+                self.peers[node].down_since_ms = self.ctx.now_ms
+        else:
+            return
+        if was_alive != (node in self.alive):
+            self._changes.append(node)
+        self._seats_changed()
 
     def _know(self, node: NodeId, address: str) -> None:
         if node == self.ctx.node:
@@ -226,10 +349,25 @@ class Membership:
         elif address:
             self.peers[node].address = address
 
-    def has_left(self, node: NodeId) -> bool:
-        """Whether the node said goodbye: it is not expected back soon."""
-        peer = self.peers.get(node)
-        if peer is not None and peer.left:
-            return True
-        member = self.row(node)
-        return not self.is_alive(node) and member is not None and member.presence is Presence.LEFT
+    def _place(self, member: Member) -> None:
+        """A node outside the hosts file has its place on the rings by its row, while it is not known to have left."""
+        if member.node in self.ctx.fleet.hosts or member.node == self.ctx.node:
+            return
+        if self._unlisted.get(member.node) != member.domain and member.presence is not Presence.LEFT:
+            self._unlisted[member.node] = member.domain
+            self.swim.list_hosts((member.node,))
+            self._enrol()
+
+    def _enrol(self) -> None:
+        own = () if self.ctx.node in self.ctx.fleet.hosts else ((self.ctx.node, self.own.domain),)
+        self.swim.enrol(Rings.build((*self.ctx.fleet.places, *own, *sorted(self._unlisted.items()))))
+
+    def _live_stores(self) -> frozenset[StoreId]:
+        if self._stores is None:
+            self._stores = frozenset(member.store for member in (*self.alive.values(), self.own))
+        return self._stores
+
+    def _seats_changed(self) -> None:
+        """Who is alive, or what it says of its store, has changed."""
+        self._seats.clear()
+        self._stores = self._agreed = None

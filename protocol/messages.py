@@ -14,25 +14,29 @@
 | Ask | a node that wants bytes uploaded | Offer |
 | Goodbye | a node that leaves | the session ends |
 
-Encoding and bounds are in `wire.py`.
+What they say of who is alive stands in `claims.py`. Encoding and bounds are in `wire.py`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from protocol import claims
 from protocol.cells import Cells
 from protocol.values import Digest, Holding, Member, Parcel, Rows, Stripe
 
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """Opens a session. `boot` tells one life of a node from the next; `fold` spares equal nodes a comparison."""
+    """Opens a session. `boot` tells one life of a node from the next; `fold` spares equal nodes a comparison;
+    `incarnation` and `instance` are what the node says of its own life (see claims.py)."""
 
     cluster: str
     member: Member
     boot: int
     fold: tuple[int, int]
+    incarnation: int
+    instance: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +127,9 @@ class Goodbye:
     why: str
 
 
-Message = Hello | RowsMessage | CellsMessage | CellsWanted | Lacking | Prints | Offer | Take | Receipt | Ask | Goodbye
+AboutRows = RowsMessage | CellsMessage | CellsWanted | Lacking | Prints
+AboutBytes = Offer | Take | Receipt | Ask
+Message = Hello | Goodbye | AboutRows | AboutBytes | claims.Message
 
 HAVE = "have"  # a refusal that is good news: the receiver's store holds the digest already
 BUSY = "busy"  # a refusal that passes soon: the receiver has its hands full

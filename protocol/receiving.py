@@ -236,6 +236,9 @@ class Receiving:
                 continue
             source = sources[wanted.tries % len(sources)]  # who did not bring it is not asked twice in a row
             if self._by_upload(wanted.record, source):
+                if not self.members.connect(source):
+                    wanted.tries += 1  # a session is being opened: the next one meanwhile, or this one in its turn
+                    continue
                 batch = asks.setdefault(source, [])
                 if len(batch) < ASK_COUNT:
                     batch.append(digest)

@@ -6,21 +6,22 @@ and call each other only through what is wired here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from random import Random
-from typing import Any
+from typing import Any, get_args
 
 from protocol import events as e
 from protocol import messages as m
 from protocol.accepting import Accepting
 from protocol.catalogue import Catalogue
+from protocol.claims import Message as SwimMessage
 from protocol.clock import stamp_ms
 from protocol.comparing import Comparing
 from protocol.context import Context
 from protocol.debts import Debt, Debts
 from protocol.effects import Answer, Effects, Entry, Exit, Hangup, Inline, Referenced, Release, Scan, SetTimer, Unlink
 from protocol.fleet import RESERVED_KIND, Fleet
-from protocol.membership import REPAIR_GRACE_MS, Membership
+from protocol.membership import REPAIR_GRACE_MS, WAKE, Membership
 from protocol.receiving import Receiving
 from protocol.recent import Recent
 from protocol.retention import Retention
@@ -45,7 +46,7 @@ class Replica:
     ) -> None:
         self.ctx = ctx = Context(node, store, fleet, Recent(catalogue))
         self.boot = boot
-        self.members = Membership(ctx)
+        self.members = Membership(ctx, random, boot)
         self.debts = Debts(ctx, self.members, self._settled)
         self.sending = Sending(ctx, self.members, self.debts)
         self.retention = Retention(ctx, self.members, self.debts, self._tell)
@@ -77,7 +78,7 @@ class Replica:
             e.DurableFailed: self._durable_failed,
             e.SessionUp: self._session_up,
             e.SessionDown: lambda event: self._session_down(event.peer, event.why),
-            e.DialFailed: lambda event: self.members.dial_failed(event.peer),
+            e.DialFailed: self._dial_failed,
             e.Received: self._received,
             e.Reserved: self.receiving.reserved,
             e.Uploaded: lambda event: self.sending.uploaded(event.transfer, event.error),
@@ -86,15 +87,31 @@ class Replica:
             e.Withdrawn: self._withdrawn,
             e.DiskChanged: self._disk_changed,
             e.FleetChanged: self._fleet_changed,
-            e.Timer: lambda event: self._tick(),
+            e.Timer: lambda event: self.members.wake() if event.token == WAKE else self._tick(),
             e.Scanned: self._scanned,
             e.Flush: self._flush,
+        }
+
+        self._readers: dict[type, Callable[[NodeId, Any], None]] = {
+            m.Hello: lambda peer, message: None,  # the session layer has read it; a second one says nothing new
+            m.Goodbye: self._goodbye,
+            m.RowsMessage: lambda peer, message: self.spreading.received(peer, message.rows),
+            m.CellsMessage: self.comparing.cells,
+            m.CellsWanted: self.comparing.cells_wanted,
+            m.Lacking: self.comparing.lacking,
+            m.Prints: self.comparing.prints,
+            m.Offer: self.receiving.offered,
+            m.Take: self.sending.taken,
+            m.Receipt: self._receipted,
+            m.Ask: self.sending.asked,
+            **dict.fromkeys(get_args(SwimMessage), self.members.received),
         }
 
     def handle(self, event: e.Event, now_ms: int) -> Effects:
         """Everything that follows from one event, in the order in which it is to be started."""
         self.ctx.now_ms = now_ms
         self._handlers[type(event)](event)
+        self._follow_lives()
         self.receiving.publish_settled()
         self.spreading.flush()
         self.sending.pump()
@@ -215,7 +232,7 @@ class Replica:
         if record.name.startswith(prefix) and record.state is State.LIVE:
             node = record.name.removeprefix(prefix)
             self.ctx.report("warning", "revoked", f"the certificate of {node} is revoked by {record.origin}")
-            if node in self.members.alive:
+            if node in self.members.sessions:
                 self.ctx.emit(Hangup(node, "its certificate is revoked"))
 
     def _owe(self, record: Record, kept: bool = False) -> None:
@@ -314,56 +331,50 @@ class Replica:
     # --- peers ---
 
     def _session_up(self, event: e.SessionUp) -> None:
+        lived = self.members.is_alive(event.peer)
         self.members.session_up(event.peer, event.hello)
         self.ctx.report("info", "peer_up", f"{event.peer} is connected")
         self.spreading.session_up(event.peer, event.hello)
-        self.debts.recount()
-        self.sending.replan_all()
+        self.sending.session_up(event.peer)
+        if lived:  # only its session had ended; whoever comes to life is looked at with all others who do
+            self.sending.replan_all()
 
     def _session_down(self, peer: NodeId, why: str) -> None:
         self.members.session_down(peer, why)
         self.sending.session_down(peer)
         self.receiving.session_down(peer)
-        self.debts.recount()
+
+    def _dial_failed(self, event: e.DialFailed) -> None:
+        self.members.dial_failed(event.peer)
+        self.sending.session_down(event.peer)
+
+    def _follow_lives(self) -> None:
+        """Somebody came to life, or ceased to live: what counts, and what is owed to whom, is looked at anew."""
+        changes = self.members.take_changes()
+        for node in changes:
+            if not self.members.is_alive(node):
+                self.sending.session_down(node)
+        if changes:
+            self.debts.recount()
+            self.sending.replan_all()
+        if self.members.twin is not None and not self._exited:
+            self._exited = True
+            self.ctx.emit(Exit(tuple(debt.record for debt in self.debts.own_open())))
 
     def _received(self, event: e.Received) -> None:
         peer, message = event.peer, event.message
-        if peer not in self.members.alive:
+        if peer not in self.members.sessions:
             return  # it said goodbye, or its session has just ended: whatever was in flight is void
-        match message:
-            case m.RowsMessage():
-                self._expect(message.rows.records, message.rows.holdings)
-                self.spreading.received(peer, message.rows)
-            case m.CellsMessage():
-                self.comparing.cells(peer, message)
-            case m.CellsWanted():
-                self.comparing.cells_wanted(peer, message)
-            case m.Lacking():
-                self.comparing.lacking(peer, message)
-            case m.Prints():
-                self.comparing.prints(peer, message)
-            case m.Offer():
-                self._expect([parcel.record for parcel in message.parcels], ())
-                self.receiving.offered(peer, message)
-            case m.Take():
-                self.sending.taken(peer, message)
-            case m.Receipt():
-                self._expect((), message.holdings)
-                self.spreading.received(peer, Rows(holdings=message.holdings))
-                self.sending.receipted(peer, message)
-            case m.Ask():
-                self.sending.asked(peer, message)
-            case m.Goodbye():
-                self.members.goodbye(peer)
-                self._session_down(peer, "it said goodbye")
-                self.ctx.emit(Hangup(peer, "it said goodbye"))
-            case m.Hello():
-                pass  # the session layer has read it; a second one says nothing new
+        self._readers[type(message)](peer, message)
 
-    def _expect(self, records: Collection[Record], holdings: Collection[Holding]) -> None:
-        """The rows of a message are looked up together, not one after the other."""
-        digests = [*(record.digest for record in records), *(holding.digest for holding in holdings)]
-        self.ctx.catalogue.expect([record.name for record in records], digests)
+    def _receipted(self, peer: NodeId, receipt: m.Receipt) -> None:
+        self.spreading.received(peer, Rows(holdings=receipt.holdings))
+        self.sending.receipted(peer, receipt)
+
+    def _goodbye(self, peer: NodeId, message: m.Goodbye) -> None:
+        self.members.goodbye(peer)
+        self._session_down(peer, "it said goodbye")
+        self.ctx.emit(Hangup(peer, "it said goodbye"))
 
     def _want(self, event: e.Want) -> None:
         self.receiving.fetch_for_user(event.request, event.record)
@@ -447,7 +458,7 @@ class Replica:
 
     def _leave_if_done(self) -> None:
         own = self.debts.own_open()
-        hopeless = not self.members.alive
+        hopeless = not self.members.sessions
         for flush in list(self._flushes):
             if not (own or self.ctx.committing) or hopeless or self.ctx.now_ms >= flush.deadline_ms:
                 self._flushes.remove(flush)
@@ -461,6 +472,7 @@ class Replica:
             return
         self._exited = True
         self.members.state(presence=Presence.LEFT)
-        for peer in sorted(self.members.alive):
+        self.members.leave()
+        for peer in sorted(self.members.sessions):
             self.ctx.send(peer, m.Goodbye(f"{len(own)} artifacts at risk" if own else "nothing at risk"))
         self.ctx.emit(Exit(tuple(debt.record for debt in own)))

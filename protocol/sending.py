@@ -29,6 +29,7 @@ TAKE_MS_MAX = 30_000  # an offer unanswered for this long was lost
 RECEIPT_MS_MAX = 120_000  # from the last byte to the receipt: fsync of a large file on a slow disk
 BUSY_MS = 500  # a busy receiver is asked again after this
 REFUSED_MS = 10_000  # any other refusal or failure
+NO_SESSION = "there is no session with it"
 REPLANS_PER_TICK = 1_000  # debts looked at again each second: 30 ms of work
 UPLOAD_BYTES_PER_SECOND_MIN = 16_384  # slower than this is a stalled peer; the driver's watchdog is stricter
 
@@ -120,8 +121,9 @@ class Sending:
     def pump(self) -> None:
         """Offer what is queued, as far as each peer's lane has room."""
         for node in sorted(self.lanes):
-            if node in self.members.alive:
-                self._pump_lane(node, self.lanes[node])
+            lane = self.lanes[node]
+            if (lane.small or lane.large) and self.members.connect(node):
+                self._pump_lane(node, lane)
 
     def _pump_lane(self, node: NodeId, lane: Lane) -> None:
         while lane.small and len(lane.offers) < OFFERS_PER_PEER:
@@ -209,8 +211,15 @@ class Sending:
             if record.digest not in got:
                 self._refused(peer, record, reasons.get(record.digest, "the transfer ended without it"))
 
+    def session_up(self, peer: NodeId) -> None:
+        """It is there again: what it did not get for want of a session may go to it."""
+        for debt in self.debts.open.values():
+            if debt.refused.get(peer, (0, ""))[1] == NO_SESSION:
+                del debt.refused[peer]
+
     def session_down(self, peer: NodeId) -> None:
-        """Whatever was queued for, or under way to, this peer goes to the next."""
+        """There is no session, or it cannot be had: whatever was queued for, or under way to, this peer goes to the
+        next."""
         lane = self.lanes.pop(peer, None)
         if lane is None:
             return
@@ -219,6 +228,7 @@ class Sending:
             debt = self.debts.open.get(key)
             if debt is not None:
                 debt.asked.discard(peer)
+                debt.refused[peer] = (self.ctx.now_ms + REFUSED_MS, NO_SESSION)
                 self.plan(debt)
 
     def tick(self) -> None:

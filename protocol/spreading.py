@@ -1,6 +1,7 @@
 """Spreading rows: told to all sessions once committed; what is heard is filtered, committed and acted upon.
 
-A new row goes at once to every session. Whom that did not reach is found by comparing (see comparing.py). Only
+A new row goes at once to both ring neighbours, and by them to theirs. Whom that did not reach is found by comparing
+(see comparing.py). Only
 committed rows count as seen. Who says what is outdated here is told what replaced it.
 """
 
@@ -16,6 +17,7 @@ from protocol.names import publishable
 from protocol.values import Batch, Holding, Member, NodeId, Record, Rows, State, joined, newer
 
 PAGE_ROWS = 1_000  # rows in one message: about 200 kB of records
+DIRECT_MAX = 2  # others that an author tells by itself: its two ring neighbours
 
 
 class Spreading:
@@ -34,20 +36,21 @@ class Spreading:
         self.comparing = comparing
         self.heard = heard
         self.beyond = beyond
-        self._told: list[Rows] = []
+        self._told: list[tuple[Rows, NodeId]] = []  # what this event made known, and from whom it came
 
     def tell(self, rows: Rows) -> None:
-        """Committed rows of our own making: to our own machines, and to every session once this event is handled."""
+        """Committed rows of our own making: to our own machines, and to the ring neighbours when this event ends."""
         if rows:
             self.comparing.changed()
-            self._told.append(rows)
+            self._told.append((rows, self.ctx.node))
             self.heard(rows)
 
     def flush(self) -> None:
         """Send what this event made known, together: a commit of a thousand puts is one message, not a thousand."""
         if self._told:
             told, self._told = self._told, []
-            self._send(joined(told), list(self.members.alive))
+            for neighbour in sorted(self.members.neighbours()):
+                self._send(joined(rows for rows, source in told if source != neighbour), neighbour)
 
     def received(self, peer: NodeId, rows: Rows) -> None:
         """Rows from a peer: commit what is news; act on it once it is durable. Answer what is outdated."""
@@ -57,14 +60,17 @@ class Spreading:
         news = Rows(tuple(records), tuple(holdings), tuple(members))
         if news:
             self.comparing.changed()
-            self.ctx.commit(Batch(news), lambda: self._committed(news))
+            self.ctx.commit(Batch(news), lambda: self._committed(news, peer))
         if len(records) + len(holdings) + len(members) < len(rows.records) + len(rows.holdings) + len(rows.members):
             self._answer_outdated(peer, rows)
 
-    def _committed(self, news: Rows) -> None:
+    def _committed(self, news: Rows, source: NodeId) -> None:
+        """News from a peer: forwarded once, by who learns it. Of two others its author tells both."""
         for record in news.records:
             self.ctx.clock.observe(record.hlc, self.ctx.now_ms)
         self.comparing.changed()
+        if len(self.members.alive) > DIRECT_MAX:
+            self._told.append((news, source))
         self.heard(news)
 
     def _record_is_news(self, record: Record) -> bool:
@@ -118,7 +124,7 @@ class Spreading:
             tuple(ours for row, ours in members if ours is not None and ours.seq > row.seq),
         )
         if better:
-            self._send(better, [peer])
+            self._send(better, peer)
 
     # --- sessions ---
 
@@ -127,19 +133,19 @@ class Spreading:
         self.comparing.session_up(peer, hello.fold)
 
     def _member_up(self, peer: NodeId, member: Member) -> None:
-        """The row a peer brings is news to us, and, for nodes outside the hosts file, to the others."""
+        """The row a peer brings is news to us, and perhaps to others."""
         if newer(self.ctx.catalogue.member(peer), member):
             rows = Rows(members=(member,))
-            others = [node for node in self.members.alive if node != peer]
-            self.ctx.commit(Batch(rows), lambda: self._introduce(rows, others))
+            self.ctx.commit(Batch(rows), lambda: self._introduce(rows, peer))
 
-    def _introduce(self, rows: Rows, others: list[NodeId]) -> None:
+    def _introduce(self, rows: Rows, source: NodeId) -> None:
+        """Who comes from outside the hosts file is known to nobody else yet."""
         if any(member.node not in self.ctx.fleet.hosts for member in rows.members):
-            self._send(rows, others)
+            self._told.append((rows, source))
         self.heard(rows)
 
-    def _send(self, rows: Rows, peers: list[NodeId]) -> None:
-        for peer in sorted(peers):
+    def _send(self, rows: Rows, peer: NodeId) -> None:
+        if rows:
             for page in pages(rows):
                 self.ctx.send(peer, m.RowsMessage(page))
 

@@ -7,16 +7,32 @@ lower or higher `version` is refused in one sentence, since the meaning of what 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, cast
+from collections.abc import Sequence
+from typing import cast
 
 import msgpack
 
 from protocol import cells
 from protocol import messages as m
 from protocol.clock import HLC_MAX
+from protocol.fields import (
+    Pack,
+    Packed,
+    UnknownMessage,
+    Unpack,
+    WireError,
+    as_bool,
+    as_bytes,
+    as_fields,
+    as_int,
+    as_list,
+    as_meta,
+    as_name,
+    as_node,
+    as_text,
+    shown,
+)
 from protocol.fingerprints import PREFIXES
-from protocol.names import NameRefused, check_name, check_node
 from protocol.values import (
     DIGEST_BYTES,
     STORE_BYTES,
@@ -29,6 +45,7 @@ from protocol.values import (
     State,
     Stripe,
 )
+from protocol.wire_claims import CLAIMS_TABLE, INCARNATION_MAX
 
 VERSION = 1
 MESSAGE_BYTES_MAX = 4 << 20  # a full offer: 1,000 parcels of at most 2.5 kB, and room to grow
@@ -37,22 +54,9 @@ PARCELS_MAX = 1_000  # parcels in an offer: one group commit at the receiver
 STRIPES_MAX = 4_096  # stripes of a parcel: a map more scattered than this is asked for in parts
 FINGERPRINTS_MAX = cells.CELLS_MAX  # in a message: more than the largest sketch resolves
 SENTENCE_CHARS_MAX = 500  # reasons are for people
-META_ITEMS_MAX = 32  # fields carried along unread
-META_BYTES_MAX = 2_048  # all of them together
 SIZE_MAX = 1 << 50  # 1 PiB: above any artifact, far below what overflows SQLite's integers
 SEQ_MAX = HLC_MAX
 STATE_MAX, PRESENCE_MAX = max(State), max(Presence)
-
-Packed = list[Any]
-
-
-class WireError(ValueError):
-    """A message that cannot be taken: truncated, too large, of another version, or with a field out of bounds."""
-
-
-class UnknownMessage(WireError):
-    """A message type of a later version: to be ignored, not punished."""
-
 
 # --- rows -------------------------------------------------------------------------------------------------------
 
@@ -73,21 +77,21 @@ def pack_record(r: Record) -> Packed:
 
 
 def unpack_record(row: object) -> Record:
-    f = _fields(row, 10, "record")
+    f = as_fields(row, 10, "record")
     state, scope = f[7], f[8]
     if scope not in ("cluster", "peers"):
-        raise WireError(f"a record's scope must be cluster or peers, not {_shown(scope)}")
+        raise WireError(f"a record's scope must be cluster or peers, not {shown(scope)}")
     record = Record(
-        name=_name(f[0]),
-        hlc=_int(f[1], HLC_MAX, "hlc"),
-        origin=_node(f[2]),
-        digest=_bytes(f[3], DIGEST_BYTES, "digest"),
-        blake3=_bytes(f[4], DIGEST_BYTES, "blake3"),
-        size=_int(f[5], SIZE_MAX, "size"),
-        mode=_int(f[6], 0o7777, "mode"),
-        state=State(_int(state, STATE_MAX, "state")),
+        name=as_name(f[0]),
+        hlc=as_int(f[1], HLC_MAX, "hlc"),
+        origin=as_node(f[2]),
+        digest=as_bytes(f[3], DIGEST_BYTES, "digest"),
+        blake3=as_bytes(f[4], DIGEST_BYTES, "blake3"),
+        size=as_int(f[5], SIZE_MAX, "size"),
+        mode=as_int(f[6], 0o7777, "mode"),
+        state=State(as_int(state, STATE_MAX, "state")),
         scope=scope,
-        meta=_meta(f[9]),
+        meta=as_meta(f[9]),
     )
     return record
 
@@ -97,13 +101,13 @@ def pack_holding(h: Holding) -> Packed:
 
 
 def unpack_holding(row: object) -> Holding:
-    f = _fields(row, 5, "holding")
+    f = as_fields(row, 5, "holding")
     return Holding(
-        node=_node(f[0]),
-        store=_bytes(f[1], STORE_BYTES, "store"),
-        digest=_bytes(f[2], DIGEST_BYTES, "digest"),
-        seq=_int(f[3], SEQ_MAX, "seq"),
-        present=_bool(f[4], "present"),
+        node=as_node(f[0]),
+        store=as_bytes(f[1], STORE_BYTES, "store"),
+        digest=as_bytes(f[2], DIGEST_BYTES, "digest"),
+        seq=as_int(f[3], SEQ_MAX, "seq"),
+        present=as_bool(f[4], "present"),
     )
 
 
@@ -129,24 +133,24 @@ def pack_member(x: Member) -> Packed:
 
 
 def unpack_member(row: object) -> Member:
-    f = _fields(row, 16, "member")
+    f = as_fields(row, 16, "member")
     return Member(
-        node=_node(f[0]),
-        seq=_int(f[1], SEQ_MAX, "seq"),
-        address=_text(f[2], 300, "address"),
-        role=_text(f[3], 64, "role"),
-        provider=_text(f[4], 64, "provider"),
-        domain=_text(f[5], 200, "domain"),
-        store=_bytes(f[6], STORE_BYTES, "store"),
-        ephemeral=_bool(f[7], "ephemeral"),
-        excluded=_bool(f[8], "excluded"),
-        accepting=_bool(f[9], "accepting"),
-        presence=Presence(_int(f[10], PRESENCE_MAX, "presence")),
-        capacity_bytes=_int(f[11], SEQ_MAX, "capacity"),
-        used_bytes=_int(f[12], SEQ_MAX, "used"),
-        at_risk_count=_int(f[13], SEQ_MAX, "at_risk_count"),
-        at_risk_bytes=_int(f[14], SEQ_MAX, "at_risk_bytes"),
-        policy_hash=_text(f[15], 64, "policy_hash"),
+        node=as_node(f[0]),
+        seq=as_int(f[1], SEQ_MAX, "seq"),
+        address=as_text(f[2], 300, "address"),
+        role=as_text(f[3], 64, "role"),
+        provider=as_text(f[4], 64, "provider"),
+        domain=as_text(f[5], 200, "domain"),
+        store=as_bytes(f[6], STORE_BYTES, "store"),
+        ephemeral=as_bool(f[7], "ephemeral"),
+        excluded=as_bool(f[8], "excluded"),
+        accepting=as_bool(f[9], "accepting"),
+        presence=Presence(as_int(f[10], PRESENCE_MAX, "presence")),
+        capacity_bytes=as_int(f[11], SEQ_MAX, "capacity"),
+        used_bytes=as_int(f[12], SEQ_MAX, "used"),
+        at_risk_count=as_int(f[13], SEQ_MAX, "at_risk_count"),
+        at_risk_bytes=as_int(f[14], SEQ_MAX, "at_risk_bytes"),
+        policy_hash=as_text(f[15], 64, "policy_hash"),
     )
 
 
@@ -155,7 +159,7 @@ def _pack_parcel(p: Parcel) -> Packed:
 
 
 def _unpack_parcel(row: object) -> Parcel:
-    f = _fields(row, 2, "parcel")
+    f = as_fields(row, 2, "parcel")
     return Parcel(unpack_record(f[0]), _unpack_stripes(f[1]))
 
 
@@ -165,9 +169,9 @@ def _pack_stripes(stripes: Sequence[Stripe]) -> Packed:
 
 def _unpack_stripes(rows: object) -> tuple[Stripe, ...]:
     stripes = []
-    for row in _list(rows, STRIPES_MAX, "stripes"):
-        f = _fields(row, 2, "stripe")
-        stripes.append(Stripe(_int(f[0], SIZE_MAX, "first chunk"), _int(f[1], SIZE_MAX, "chunk count")))
+    for row in as_list(rows, STRIPES_MAX, "stripes"):
+        f = as_fields(row, 2, "stripe")
+        stripes.append(Stripe(as_int(f[0], SIZE_MAX, "first chunk"), as_int(f[1], SIZE_MAX, "chunk count")))
     return tuple(stripes)
 
 
@@ -179,8 +183,8 @@ def _pack_fold(fold: tuple[int, int]) -> Packed:
 
 
 def _unpack_fold(value: object) -> tuple[int, int]:
-    f = _fields(value, 2, "fold")
-    return (_int(f[0], SEQ_MAX, "fold count"), _int(f[1], (1 << 64) - 1, "fold"))
+    f = as_fields(value, 2, "fold")
+    return (as_int(f[0], SEQ_MAX, "fold count"), as_int(f[1], (1 << 64) - 1, "fold"))
 
 
 def _pack_rows(rows: Rows) -> Packed:
@@ -194,65 +198,64 @@ def _pack_rows(rows: Rows) -> Packed:
 def _unpack_rows(f: Packed) -> m.RowsMessage:
     return m.RowsMessage(
         Rows(
-            tuple(unpack_record(r) for r in _list(f[0], ROWS_MAX, "records")),
-            tuple(unpack_holding(h) for h in _list(f[1], ROWS_MAX, "holdings")),
-            tuple(unpack_member(x) for x in _list(f[2], ROWS_MAX, "members")),
+            tuple(unpack_record(r) for r in as_list(f[0], ROWS_MAX, "records")),
+            tuple(unpack_holding(h) for h in as_list(f[1], ROWS_MAX, "holdings")),
+            tuple(unpack_member(x) for x in as_list(f[2], ROWS_MAX, "members")),
         )
     )
 
 
 def _unpack_hello(f: Packed) -> m.Hello:
     return m.Hello(
-        cluster=_text(f[0], 64, "cluster"),
+        cluster=as_text(f[0], 64, "cluster"),
         member=unpack_member(f[1]),
-        boot=_int(f[2], SEQ_MAX, "boot"),
+        boot=as_int(f[2], SEQ_MAX, "boot"),
         fold=_unpack_fold(f[3]),
+        incarnation=as_int(f[4], INCARNATION_MAX, "incarnation"),
+        instance=as_int(f[5], SEQ_MAX, "instance"),
     )
 
 
 def _unpack_prints(f: Packed) -> m.Prints:
-    first, end = _int(f[0], PREFIXES, "first prefix"), _int(f[1], PREFIXES + 1, "last prefix")
+    first, end = as_int(f[0], PREFIXES, "first prefix"), as_int(f[1], PREFIXES + 1, "last prefix")
     if first >= end or (first < PREFIXES < end):
         raise WireError(f"a page of fingerprints cannot go from {first} to {end}")
     return m.Prints(first, end, _fingerprints(f[2]))
 
 
 def _unpack_offer(f: Packed) -> m.Offer:
-    parcels = tuple(_unpack_parcel(p) for p in _list(f[1], PARCELS_MAX, "parcels"))
-    return m.Offer(_int(f[0], SEQ_MAX, "transfer"), parcels, _int(f[2], SEQ_MAX, "answers"))
+    parcels = tuple(_unpack_parcel(p) for p in as_list(f[1], PARCELS_MAX, "parcels"))
+    return m.Offer(as_int(f[0], SEQ_MAX, "transfer"), parcels, as_int(f[2], SEQ_MAX, "answers"))
 
 
 def _unpack_take(f: Packed) -> m.Take:
-    refused = tuple(_text(r, SENTENCE_CHARS_MAX, "reason") for r in _list(f[1], PARCELS_MAX, "refusals"))
-    missing = tuple(_unpack_stripes(s) for s in _list(f[2], PARCELS_MAX, "missing"))
+    refused = tuple(as_text(r, SENTENCE_CHARS_MAX, "reason") for r in as_list(f[1], PARCELS_MAX, "refusals"))
+    missing = tuple(_unpack_stripes(s) for s in as_list(f[2], PARCELS_MAX, "missing"))
     if len(refused) != len(missing):
         raise WireError("a take must answer each parcel with a refusal and a list of stripes")
-    return m.Take(_int(f[0], SEQ_MAX, "transfer"), refused, missing)
+    return m.Take(as_int(f[0], SEQ_MAX, "transfer"), refused, missing)
 
 
 def _unpack_receipt(f: Packed) -> m.Receipt:
     failed = []
-    for row in _list(f[2], PARCELS_MAX, "failures"):
-        pair = _fields(row, 2, "failure")
-        failed.append((_bytes(pair[0], DIGEST_BYTES, "digest"), _text(pair[1], SENTENCE_CHARS_MAX, "reason")))
-    holdings = tuple(unpack_holding(h) for h in _list(f[1], PARCELS_MAX, "holdings"))
-    return m.Receipt(_int(f[0], SEQ_MAX, "transfer"), holdings, tuple(failed))
+    for row in as_list(f[2], PARCELS_MAX, "failures"):
+        pair = as_fields(row, 2, "failure")
+        failed.append((as_bytes(pair[0], DIGEST_BYTES, "digest"), as_text(pair[1], SENTENCE_CHARS_MAX, "reason")))
+    holdings = tuple(unpack_holding(h) for h in as_list(f[1], PARCELS_MAX, "holdings"))
+    return m.Receipt(as_int(f[0], SEQ_MAX, "transfer"), holdings, tuple(failed))
 
 
 def _unpack_ask(f: Packed) -> m.Ask:
-    digests = tuple(_bytes(d, DIGEST_BYTES, "digest") for d in _list(f[1], PARCELS_MAX, "digests"))
-    return m.Ask(_int(f[0], SEQ_MAX, "transfer"), digests)
+    digests = tuple(as_bytes(d, DIGEST_BYTES, "digest") for d in as_list(f[1], PARCELS_MAX, "digests"))
+    return m.Ask(as_int(f[0], SEQ_MAX, "transfer"), digests)
 
-
-Pack = Callable[[Any], Packed]
-Unpack = Callable[[Packed], m.Message]
 
 # type number -> (class, count of known fields, fields from message, message from fields)
 _TABLE: dict[int, tuple[type, int, Pack, Unpack]] = {
     1: (
         m.Hello,
-        4,
-        lambda x: [x.cluster, pack_member(x.member), x.boot, _pack_fold(x.fold)],
+        6,
+        lambda x: [x.cluster, pack_member(x.member), x.boot, _pack_fold(x.fold), x.incarnation, x.instance],
         _unpack_hello,
     ),
     2: (m.RowsMessage, 3, lambda x: _pack_rows(x.rows), _unpack_rows),
@@ -275,11 +278,12 @@ _TABLE: dict[int, tuple[type, int, Pack, Unpack]] = {
         _unpack_receipt,
     ),
     7: (m.Ask, 2, lambda x: [x.transfer, list(x.digests)], _unpack_ask),
-    9: (m.CellsWanted, 1, lambda x: [x.count], lambda f: m.CellsWanted(_int(f[0], cells.CELLS_MAX, "cells"))),
+    9: (m.CellsWanted, 1, lambda x: [x.count], lambda f: m.CellsWanted(as_int(f[0], cells.CELLS_MAX, "cells"))),
     10: (m.Lacking, 1, lambda x: [list(x.fingerprints)], lambda f: m.Lacking(_fingerprints(f[0]))),
     11: (m.Prints, 3, lambda x: [x.first, x.end, list(x.fingerprints)], _unpack_prints),
-    8: (m.Goodbye, 1, lambda x: [_clip(x.why)], lambda f: m.Goodbye(_text(f[0], SENTENCE_CHARS_MAX, "reason"))),
+    8: (m.Goodbye, 1, lambda x: [_clip(x.why)], lambda f: m.Goodbye(as_text(f[0], SENTENCE_CHARS_MAX, "reason"))),
 }
+_TABLE |= CLAIMS_TABLE
 _NUMBERS = {row[0]: number for number, row in _TABLE.items()}
 
 
@@ -296,18 +300,18 @@ def encode(message: m.Message) -> bytes:
 
 def decode(frame: bytes) -> m.Message:
     """The message in a frame from the network. Raises `WireError` (one sentence) for anything that is not one."""
-    parts = _list(_loads(frame, MESSAGE_BYTES_MAX), 64, "message")
+    parts = as_list(_loads(frame, MESSAGE_BYTES_MAX), 64, "message")
     if len(parts) < 2 or type(parts[0]) is not int or parts[0] != VERSION:
         spoken = parts[0] if parts and type(parts[0]) is int else "none"
         raise WireError(f"the peer speaks protocol version {spoken}, this node speaks {VERSION}: upgrade the older")
     number = parts[1]
     if type(number) is not int or number not in _TABLE:
-        raise UnknownMessage(f"message type {_shown(number)} is not known here; it is ignored")
+        raise UnknownMessage(f"message type {shown(number)} is not known here; it is ignored")
     kind, known, _, unpack = _TABLE[number]
     fields = parts[2:]
     if len(fields) < known:
         raise WireError(f"a {kind.__name__} needs {known} fields and has {len(fields)}")
-    return unpack(fields)
+    return cast(m.Message, unpack(fields))
 
 
 def pack_value(value: object) -> bytes:
@@ -328,39 +332,10 @@ def _loads(frame: bytes, bytes_max: int) -> object:
         raise WireError(f"a message cannot be decoded: {type(problem).__name__} {problem}"[:300]) from problem
 
 
-# --- fields -----------------------------------------------------------------------------------------------------
-
-
-def _shown(value: object) -> str:
-    """A short form of what a peer sent, fit for a log: of a container its type only, for it may hold megabytes."""
-    if isinstance(value, str | bytes):
-        return repr(value[:40])
-    return repr(value) if value is None or isinstance(value, int | float) else f"a {type(value).__name__}"
-
-
-def _list(value: object, length_max: int, what: str) -> Packed:
-    if not isinstance(value, list):
-        raise WireError(f"{what} must be a list, not {type(value).__name__}")
-    if len(value) > length_max:
-        raise WireError(f"{what} has {len(value)} entries, over the bound of {length_max}")
-    return value
-
-
-def _fields(value: object, count: int, what: str) -> Packed:
-    row = _list(value, 64, what)
-    if len(row) < count:
-        raise WireError(f"a {what} needs {count} fields and has {len(row)}")
-    return row
-
-
-def _int(value: object, value_max: int, what: str) -> int:
-    if type(value) is not int or not 0 <= value <= value_max:
-        raise WireError(f"{what} must be a whole number from 0 to {value_max}, not {_shown(value)}")
-    return value
-
-
 def _fingerprints(value: object) -> tuple[int, ...]:
-    return tuple(_int(item, cells.ITEM_MASK, "fingerprint") for item in _list(value, FINGERPRINTS_MAX, "fingerprints"))
+    return tuple(
+        as_int(item, cells.ITEM_MASK, "fingerprint") for item in as_list(value, FINGERPRINTS_MAX, "fingerprints")
+    )
 
 
 def _cells(value: object) -> cells.Cells:
@@ -373,53 +348,3 @@ def _cells(value: object) -> cells.Cells:
     if parsed.first:
         raise WireError(f"cells must begin with the first, not with number {parsed.first}")
     return parsed
-
-
-def _bool(value: object, what: str) -> bool:
-    if type(value) is not bool:
-        raise WireError(f"{what} must be true or false, not {_shown(value)}")
-    return value
-
-
-def _bytes(value: object, length: int, what: str) -> bytes:
-    if type(value) is not bytes or len(value) != length:
-        raise WireError(f"{what} must be {length} bytes")
-    return value
-
-
-def _text(value: object, chars_max: int, what: str) -> str:
-    if type(value) is not str or len(value) > chars_max:
-        raise WireError(f"{what} must be text of at most {chars_max} characters")
-    return value
-
-
-def _node(value: object) -> str:
-    try:
-        return check_node(_text(value, 63, "node"))
-    except NameRefused as refusal:
-        raise WireError(str(refusal)) from refusal
-
-
-def _name(value: object) -> str:
-    try:
-        return check_name(_text(value, 1024, "name"))
-    except NameRefused as refusal:
-        raise WireError(str(refusal)) from refusal
-
-
-def _meta(value: object) -> tuple[tuple[str, str | int], ...]:
-    items: list[tuple[str, str | int]] = []
-    bytes_used = 0
-    for row in _list(value, META_ITEMS_MAX, "meta"):
-        pair = _fields(row, 2, "meta item")
-        key = _text(pair[0], 64, "meta key")
-        content = pair[1]
-        if type(content) is int:
-            _int(abs(content), SEQ_MAX, "meta number")
-        elif type(content) is not str:
-            raise WireError("a meta value must be text or a whole number")
-        bytes_used += len(key.encode()) + len(str(content).encode())
-        items.append((key, content))
-    if bytes_used > META_BYTES_MAX:
-        raise WireError(f"meta of {bytes_used} bytes is over the bound of {META_BYTES_MAX}")
-    return tuple(items)

@@ -9,8 +9,9 @@ from __future__ import annotations
 from typing import cast
 
 from protocol.effects import Entry, Inline, Kept, Referenced
+from protocol.fields import WireError
 from protocol.values import Place
-from protocol.wire import WireError, pack_record, pack_value, unpack_record, unpack_value
+from protocol.wire import pack_record, pack_value, unpack_record, unpack_value
 
 ENTRY_VERSION = 1
 ENTRY_BYTES_MAX = 1 << 18  # 64 KiB of bytes, a name of 1 KiB, 2 KiB of meta, and room for later fields

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from random import Random
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
+from protocol import claims
 from protocol import effects as f
 from protocol import events as e
 from protocol import messages as m
 from protocol.clock import COUNTER_BITS
 from protocol.fleet import Fleet, Host
+from protocol.membership import WAKE
 from protocol.replica import Replica
 from protocol.values import Batch, Digest, Holding, Member, Parcel, Place, Record, Rows, StoreId
 from simulations.memory import MemoryCatalogue
@@ -65,6 +67,10 @@ def fleet(*hosts: Host, **settings: Any) -> Fleet:
     return Fleet("test", hosts=known, **settings)
 
 
+def hello(node: str, fold: tuple[int, int], boot: int = 1, **facts: Any) -> m.Hello:
+    return m.Hello("test", member(node, **facts), boot, fold, claims.first_incarnation(boot), boot)
+
+
 class Bench:
     """One node's core, its catalogue and what it has under way."""
 
@@ -76,15 +82,35 @@ class Bench:
         self.now_ms = NOW
         self.effects: list[f.Effect] = []  # everything that ever was asked for
         self._under_way: list[f.Log | f.Commit] = []
+        self._boots: dict[str, int] = {}
+        self.gone: dict[str, None] = {}  # peers that answer no probe any more
+        self.heard: list[m.Message] = []  # what was said about who is alive, which tests of other things leave out
         self.replica = Replica(node, self.store, self.fleet, self.catalogue, Random(0), boot)
 
     # --- events ---
 
     def handle(self, event: e.Event) -> list[f.Effect]:
-        out = self.replica.handle(event, self.now_ms)
+        """The effects of an event, without what is said about who is alive: peers answer probes by themselves."""
+        out = []
+        for effect in self.replica.handle(event, self.now_ms):
+            if isinstance(effect, f.Send) and isinstance(effect.message, get_args(claims.Message)):
+                out += self._answer(effect.peer, effect.message)
+            elif not (isinstance(effect, f.SetTimer) and effect.token == WAKE):
+                out.append(effect)
         self.effects += out
         self._under_way += [effect for effect in out if isinstance(effect, f.Log | f.Commit)]
         return out
+
+    def _answer(self, peer: str, message: m.Message) -> list[f.Effect]:
+        self.heard.append(message)
+        if peer in self.gone:
+            return []
+        if isinstance(message, claims.Ping):
+            return self.handle(e.Received(peer, claims.Ack(message.number)))
+        if isinstance(message, claims.PingRequest):
+            answer = claims.Nack if message.target in self.gone else claims.Ack
+            return self.handle(e.Received(peer, answer(message.number)))
+        return []
 
     def settle(self) -> list[f.Effect]:
         """Everything under way reaches the disk, and what follows from it, until nothing is left; all that followed."""
@@ -119,8 +145,22 @@ class Bench:
     def connect(self, *nodes: str, **facts: Any) -> Bench:
         """Sessions with these nodes, which have the same rows and room for more."""
         for node in nodes:
-            self.done(e.SessionUp(node, m.Hello("test", member(node, **facts), 1, self.catalogue.sketch().fold())))
+            if node in self.gone:  # it begins a new life
+                del self.gone[node]
+                self._boots[node] = self._boots.get(node, 1) + 1
+            fold = self.catalogue.sketch().fold()
+            self.done(e.SessionUp(node, hello(node, fold, self._boots.get(node, 1), **facts)))
         return self
+
+    def loses(self, node: str) -> list[f.Effect]:
+        """A peer dies: its session ends, nobody reaches it, and in the end it counts as dead; all that followed."""
+        self.gone[node] = None
+        out = self.done(e.SessionDown(node, "it was killed"))
+        for _ in range(120):
+            if not self.replica.members.is_alive(node):
+                return out
+            out += self.tick()
+        raise AssertionError(f"{node} still counts as alive after two minutes")
 
     def has(self, *rows: Record | Holding | Member, places: Sequence[Place] = ()) -> Bench:
         """Rows and places that were committed before the test begins."""

@@ -121,7 +121,7 @@ def meet(fleet: LocalFleet, story: Callable[[Rogue], Awaitable[None]], name: str
             try:
                 rogue = Rogue(name, connection, contexts, address)
                 own = Member(name, int(time.time() * 1000) << 16, store=name.encode().ljust(16), excluded=True)
-                await rogue.say(m.Hello("demo", own, time.time_ns(), (0, 0)))
+                await rogue.say(m.Hello("demo", own, time.time_ns(), (0, 0), 1, 1))
                 await rogue.hears(m.Hello)
                 await story(rogue)
             finally:

@@ -357,7 +357,7 @@ def test_the_end_of_a_session_sends_what_it_had_to_the_next_store() -> None:
 def test_the_end_of_the_only_session_leaves_it_at_risk_until_it_is_back() -> None:
     alpha = ready("beta")
     made = alpha.accepted(NAME, 5)
-    alpha.done(e.SessionDown("beta", "it was killed"))
+    alpha.loses("beta")
     alpha.tick()
     debt = debt_of(alpha, made)
     assert debt is not None
@@ -382,7 +382,7 @@ def test_two_copies_lost_with_their_sessions_are_still_two_copies() -> None:
     for peer in offered_to(alpha, made):
         alpha.receipt(peer, made)
     for peer in ("beta", "gamma"):
-        alpha.done(e.SessionDown(peer, "it was killed"))
+        alpha.loses(peer)
     alpha.tick()
     assert len(offered_to(alpha, made)) == 2
 
@@ -394,13 +394,14 @@ def without_its_copies(alpha: Bench) -> Record:
         alpha.receipt(peer, made)
     alpha.connect("delta", "epsilon")
     for peer in ("beta", "gamma"):
-        alpha.done(e.SessionDown(peer, "it was killed"))
+        alpha.loses(peer)
     return made
 
 
 def swept(alpha: Bench, made: Record) -> list[str]:
     """Whom a sweep over this record makes us offer it to."""
-    (scan,) = only(alpha.tick(), f.Scan)
+    alpha.tick()
+    scan = only(alpha.effects, f.Scan)[-1]
     page = ((made, alpha.catalogue.holdings(made.digest)),)
     return [peer for peer, _ in sent(alpha.done(e.Scanned(scan.op, page, last=True)), m.Offer)]
 
@@ -431,7 +432,7 @@ def test_a_copy_of_a_dead_node_counts_while_a_mate_of_its_store_is_there() -> No
     made = alpha.accepted(NAME, 5)
     alpha.done(e.Received("beta", m.Receipt(0, (Holding("beta", nfs, made.digest, 1 << 60),))))
     alpha.receipt("delta", made)
-    alpha.done(e.SessionDown("beta", "it was killed"))
+    alpha.loses("beta")
     alpha.now_ms += REPAIR_GRACE_MS
     assert len(alpha.replica.debts.receipts(made)) == 2
     assert swept(alpha, made) == []

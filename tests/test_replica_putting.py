@@ -25,8 +25,8 @@ from tests.replicas import (
     Bench,
     digest,
     fleet,
+    hello,
     holding,
-    member,
     only,
     place,
     private,
@@ -87,15 +87,11 @@ def test_no_effect_tells_of_what_is_not_durable_whatever_happens_meanwhile() -> 
     alpha.handle(alpha.put(NAME, 5, request=3))
     told = (
         alpha.handle(e.Timer("tick"))
-        + alpha.handle(e.SessionUp("delta", hello("delta")))
+        + alpha.handle(e.SessionUp("delta", hello("delta", (0, 0))))
         + alpha.hears("beta", m.Ask(1, (digest(5),)))
     )
     assert digest(5) not in repr(without(told, f.Log, f.Commit)).encode()
     assert sent(told, m.RowsMessage) == sent(told, m.Offer) == []
-
-
-def hello(node: str) -> m.Hello:
-    return m.Hello("test", member(node), 1, (0, 0))
 
 
 def test_puts_that_become_durable_together_are_told_together() -> None:

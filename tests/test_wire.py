@@ -8,9 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from protocol import claims as c
 from protocol import messages as m
 from protocol import wire
 from protocol.cells import pack
+from protocol.fields import META_BYTES_MAX, META_ITEMS_MAX, UnknownMessage, WireError
 from protocol.fingerprints import PREFIXES
 from protocol.sketch import Sketch
 from protocol.values import (
@@ -23,7 +25,8 @@ from protocol.values import (
     State,
     Stripe,
 )
-from protocol.wire import UnknownMessage, WireError, decode, encode
+from protocol.wire import decode, encode
+from protocol.wire_claims import INCARNATION_MAX
 
 UNHURRIED = settings(deadline=None)  # a loaded machine is no failure
 D1, D2 = bytes([1]) * 32, bytes([2]) * 32
@@ -37,17 +40,27 @@ MEMBER = Member(
     10, 20, 30, 40, "policy",
 )  # fmt: skip
 
+CLAIM = c.Claim("beta", c.Standing.SUSPECT, 7 << 20, 9, "alpha")
 SKETCH = Sketch(b"fleet", 4)
 SKETCH.apply([1 << 40, 2 << 40, 3])
 
 # One of each, with every field away from its default.
 MESSAGES: dict[str, m.Message] = {
-    "hello": m.Hello("fleet", MEMBER, 7, (12, 1 << 63)),
+    "hello": m.Hello("fleet", MEMBER, 7, (12, 1 << 63), 7 << 20, 9),
     "rows": m.RowsMessage(Rows((RECORD,), (HOLDING,), (MEMBER,))),
     "cells": m.CellsMessage(SKETCH.cells(0, 3)),
     "cells wanted": m.CellsWanted(900),
     "lacking": m.Lacking((1 << 63, 5)),
     "prints": m.Prints(3, 900, (3 << 40, 7 << 40)),
+    "ping": c.Ping(5, (CLAIM,)),
+    "ack": c.Ack(5, (CLAIM,)),
+    "ping request": c.PingRequest(6, "gamma", (CLAIM,)),
+    "nack": c.Nack(6),
+    "claims": c.Claims((CLAIM, c.Claim("gamma", c.Standing.LEFT, 3))),
+    "questions": c.Questions((CLAIM,)),
+    "view fold": c.ViewFold(1 << 63),
+    "view buckets": c.ViewBuckets(tuple(range(c.BUCKETS))),
+    "view page": c.ViewPage((CLAIM,), (0, 63)),
     "offer": m.Offer(11, (Parcel(RECORD, (Stripe(0, 1),)), Parcel(replace(RECORD, hlc=1))), 4),
     "take": m.Take(11, ("", m.BUSY), ((Stripe(2, 3), Stripe(9, 1)), ())),
     "receipt": m.Receipt(11, (HOLDING,), ((D2, "the disk is full"),)),
@@ -59,9 +72,9 @@ MESSAGES: dict[str, m.Message] = {
 # change here needs a new VERSION, unless it only adds fields at the end (see the charter of wire.py).
 FROZEN = {
     "hello": (
-        "960101a5666c656574dc0010a5616c706861ce00090000ad31302e302e302e353a37393436a8747261696e696e67a66e6562"
+        "980101a5666c656574dc0010a5616c706861ce00090000ad31302e302e302e353a37393436a8747261696e696e67a66e6562"
         "697573a96e65626975732f6575c41003030303030303030303030303030303c3c2c3010a141e28a6706f6c69637907920ccf"
-        "8000000000000000"
+        "8000000000000000ce0070000009"
     ),
     "rows": (
         "950102919ab8636865636b706f696e742f72756e2d372f737465702e7074ce007b0000a5616c706861c42001010101010101"
@@ -78,6 +91,18 @@ FROZEN = {
     "cells wanted": "930109cd0384",
     "lacking": "93010a92cf800000000000000005",
     "prints": "95010b03cd038492cf0000030000000000cf0000070000000000",
+    "ping": "94010c059195a46265746101ce0070000009a5616c706861",
+    "ack": "94010d059195a46265746101ce0070000009a5616c706861",
+    "ping request": "95010e06a567616d6d619195a46265746101ce0070000009a5616c706861",
+    "nack": "93010f06",
+    "claims": "9301109295a46265746101ce0070000009a5616c70686195a567616d6d61030300a0",
+    "questions": "9301119195a46265746101ce0070000009a5616c706861",
+    "view fold": "930112cf8000000000000000",
+    "view buckets": (
+        "930113dc0040000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f202122232425262728292a2b"
+        "2c2d2e2f303132333435363738393a3b3c3d3e3f"
+    ),
+    "view page": "9401149195a46265746101ce0070000009a5616c70686192003f",
     "offer": (
         "9501040b92929ab8636865636b706f696e742f72756e2d372f737465702e7074ce007b0000a5616c706861c4200101010101"
         "010101010101010101010101010101010101010101010101010101c420020202020202020202020202020202020202020202"
@@ -119,7 +144,7 @@ meta = st.lists(
         st.text(st.characters(codec="utf-8"), max_size=10),
         st.text(st.characters(codec="utf-8"), max_size=10) | st.integers(-wire.SEQ_MAX, wire.SEQ_MAX),
     ),
-    max_size=wire.META_ITEMS_MAX,
+    max_size=META_ITEMS_MAX,
 ).map(tuple)
 records = st.builds(
     Record,
@@ -164,6 +189,14 @@ def few(values: st.SearchStrategy[Any]) -> st.SearchStrategy[tuple[Any, ...]]:
 
 
 prints = st.integers(0, (1 << 64) - 1)
+claims = st.builds(
+    c.Claim,
+    nodes,
+    st.sampled_from(c.Standing),
+    st.integers(0, INCARNATION_MAX),
+    numbers,
+    st.one_of(st.just(""), nodes),
+)
 
 
 def sketch_of(items: list[int]) -> Sketch:
@@ -174,11 +207,20 @@ def sketch_of(items: list[int]) -> Sketch:
 
 folds = st.tuples(numbers, st.integers(0, (1 << 64) - 1))
 messages = st.one_of(
-    st.builds(m.Hello, short, members, numbers, folds),
+    st.builds(m.Hello, short, members, numbers, folds, st.integers(0, INCARNATION_MAX), numbers),
     st.builds(m.RowsMessage, st.builds(Rows, few(records), few(holdings), few(members))),
     st.lists(prints, max_size=20, unique=True).map(lambda items: m.CellsMessage(sketch_of(items).cells(0, 8))),
     st.builds(m.CellsWanted, st.integers(0, wire.FINGERPRINTS_MAX)),
     st.builds(m.Lacking, few(prints)),
+    st.builds(c.Ping, numbers, few(claims)),
+    st.builds(c.Ack, numbers, few(claims)),
+    st.builds(c.PingRequest, numbers, nodes, few(claims)),
+    st.builds(c.Nack, numbers),
+    st.builds(c.Claims, few(claims)),
+    st.builds(c.Questions, few(claims)),
+    st.builds(c.ViewFold, prints),
+    st.builds(c.ViewBuckets, st.lists(prints, min_size=c.BUCKETS, max_size=c.BUCKETS).map(tuple)),
+    st.builds(c.ViewPage, few(claims), few(st.integers(0, c.BUCKETS - 1))),
     st.builds(m.Prints, st.integers(0, PREFIXES - 1), st.just(PREFIXES), few(prints)),
     st.builds(m.Offer, numbers, few(st.builds(Parcel, records, stripes)), numbers),
     st.lists(st.tuples(sentences, stripes), max_size=3).flatmap(
@@ -231,9 +273,18 @@ def test_the_frozen_bytes_still_mean_the_same(kind: str) -> None:
         ([11, 5, 5, []], "cannot go from 5 to 5"),
         ([11, 5, PREFIXES + 1, []], "cannot go from 5"),
         ([11, PREFIXES, PREFIXES + 2, []], "last prefix"),
+        ([12, 5, [["beta", 4, 1, 1, ""]]], "standing"),
+        ([12, 5, [["beta", 0, INCARNATION_MAX + 1, 1, ""]]], "incarnation"),
+        ([12, 5, [["beta", 0, 1, 1]]], "needs 5 fields"),
+        ([12, 5, [["Beta!", 0, 1, 1, ""]]], "Beta!"),
+        ([12, 5, [["beta", 0, 1, 1, "/"]]], "/"),
+        ([12, 5, [["beta", 0, 1, 1, ""]] * (c.PROBE_CLAIMS_MAX + 1)], "over the bound"),
+        ([16, [["beta", 0, 1, 1, ""]] * (c.PAGE_CLAIMS_MAX + 1)], "over the bound"),
+        ([19, [1, 2]], "64 buckets"),
+        ([20, [], [64]], "bucket"),
     ],
 )
-def test_what_is_no_part_of_a_comparison_is_refused(fields: list[Any], why: str) -> None:
+def test_what_is_no_part_of_a_comparison_or_a_claim_is_refused(fields: list[Any], why: str) -> None:
     with pytest.raises(WireError, match=why):
         decode(msgpack.packb([wire.VERSION, *fields]))
 
@@ -423,9 +474,9 @@ def with_record(**changes: object) -> bytes:
         {"blake3": bytes(33)},
         {"state": 3},
         {"scope": "everywhere"},
-        {"meta": (("key", 1),) * (wire.META_ITEMS_MAX + 1)},
-        {"meta": (("key", "x" * wire.META_BYTES_MAX),)},
-        {"meta": (("key", "é" * (wire.META_BYTES_MAX // 2)),)},
+        {"meta": (("key", 1),) * (META_ITEMS_MAX + 1)},
+        {"meta": (("key", "x" * META_BYTES_MAX),)},
+        {"meta": (("key", "é" * (META_BYTES_MAX // 2)),)},
         {"meta": (("key", wire.SEQ_MAX + 1),)},
         {"meta": (("key", None),)},
         {"meta": (("key", True),)},
@@ -474,7 +525,7 @@ def test_a_bad_node_in_any_row_is_refused(node: str) -> None:
     assert "node" in refused(with_record(origin=node))
     assert "node" in refused(encode(m.RowsMessage(Rows(holdings=(replace(HOLDING, node=node),)))))
     assert "node" in refused(encode(m.RowsMessage(Rows(members=(replace(MEMBER, node=node),)))))
-    assert "node" in refused(encode(m.Hello("fleet", replace(MEMBER, node=node), 1, (0, 0))))
+    assert "node" in refused(encode(m.Hello("fleet", replace(MEMBER, node=node), 1, (0, 0), 1, 1)))
 
 
 @pytest.mark.parametrize(
