@@ -48,9 +48,13 @@ class Retention:
         return record.key in self._dropping or not self.ctx.knows_record(record)
 
     def tick(self) -> None:
-        for name in list(self._names)[:NAMES_PER_TICK]:
+        names = list(self._names)[:NAMES_PER_TICK]
+        self.ctx.catalogue.expect(names)
+        for name in names:
             del self._names[name]
             versions = list(self.ctx.catalogue.versions(name))
+            if len(versions) <= 1:
+                continue  # the common case: nothing ranks below it
             # A version may stand in the manifest before its `Durable` was handled: what follows from it comes first.
             drops = [version for version in self._to_drop(versions) if not self.ctx.under_way(version)]
             if drops:
