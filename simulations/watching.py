@@ -72,7 +72,7 @@ class Watching:
 
     def _rescan(self) -> None:
         """Look at every file and every place: events are missed, and nothing was seen while the node was down."""
-        places = self.node.disk.catalogue.snapshot().places
+        places = self.node.disk.catalogue.tables.places
         for path in sorted({**self.node.store.files, **places}):
             self._look(path)
         self.scanned = True
