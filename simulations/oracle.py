@@ -238,7 +238,7 @@ class Oracle:
             self.violation(f"{node} accepted {request.name} and answered with other bytes")
         disk, store = self.disks[node], self.stores[node]
         safe = record.key in disk.wal or store.holds(record.digest) or self.copies(record) >= self.needed(record)
-        if not safe and record.digest not in store.by_user:
+        if not safe and record.digest not in store.by_user and not self.superseded(record):  # while somebody waited
             self.violation(f"{node} answered that {request.name} is accepted, and its disk does not have it")
         self._promise(node, record, False)
 
