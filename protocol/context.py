@@ -57,6 +57,7 @@ class Context:
     _places: dict[str, tuple[Batch, Place | None]] = field(default_factory=dict)  # by path; None: being forgotten
     _coming: dict[Digest, int] = field(default_factory=dict)  # batches that make these bytes needed here
     _logging: dict[int, Digest] = field(default_factory=dict)  # by the commit that follows the entry
+    _naming: dict[int, frozenset[RecordKey]] = field(default_factory=dict)  # by publication: what takes its final name
 
     def __post_init__(self) -> None:
         self.change_fleet(self.fleet)
@@ -221,8 +222,20 @@ class Context:
         return any(version.key == record.key and version.state >= record.state for version in versions)
 
     def under_way(self, record: Record) -> bool:
-        """Whether a commit of this record was started and not answered yet."""
-        return record.key in self._records.get(record.name, {})
+        """Whether a commit of this record, or a publication of its bytes, was started and not answered yet."""
+        return self.is_naming(record) or record.key in self._records.get(record.name, {})
+
+    def is_naming(self, record: Record) -> bool:
+        """Whether a publication of its bytes is under way."""
+        return any(record.key in keys for keys in self._naming.values())
+
+    def naming(self, publication: int, records: Iterable[Record]) -> None:
+        """These are being published: until the manifest has their places, a file may show what it does not know."""
+        self._naming[publication] = frozenset(record.key for record in records)
+
+    def named(self, publication: int) -> None:
+        """It is answered and committed."""
+        self._naming.pop(publication, None)
 
     def knows_record(self, record: Record) -> bool:
         """Whether this record (in this state) is committed or on its way."""

@@ -51,6 +51,7 @@ class SimNode:
         self.depot = SimDepot(name, store, disk, around.fleet.routing_for(name), random)
         self.depot.on_trouble = self.bite
         self.watching = Watching(self)
+        self.depot.recorded = lambda path, inode: (path, inode) in self.watching.claims.recorded
         self.replica: Replica
         self.committer: SimCommitter
         self.up = False
@@ -311,6 +312,8 @@ class SimNode:
     def _rename(self, effect: f.Publish) -> None:
         self.burn("crash_in_publish")
         work = self.depot.rename(effect.items, self.around.schedule.now_ms)
+        for item in work.renamed:
+            self.watching.published(item.path)
         for path, record in work.local:
             self.watching.in_the_way(path, self.around.fleet.kind_of(record.name))
         self.later(between(self.random, 1, PUBLISH_MS), self._sync, effect.op, work)
@@ -319,8 +322,6 @@ class SimNode:
         self.burn("crash_in_publish")
         done, failed = self.depot.sync(work, self.around.schedule.now_ms)
         self.burn("crash_in_publish")
-        for record, place in done:
-            self.watching.published(record, place)
         self.handle(Published(op, tuple(done), tuple(failed), tuple(work.moved)))
 
     def _unlink(self, effect: f.Unlink) -> None:
