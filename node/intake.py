@@ -20,7 +20,7 @@ from typing import Any
 from node.snapshot import SnapshotError, SnapshotFacts, snapshot_database
 from node.watcher import Found, Watcher
 from protocol.effects import Answer, Kept, Report
-from protocol.events import Event, Put, Withdrawn
+from protocol.events import Event, Put, RootKnown, Withdrawn
 from protocol.fleet import Fleet, Kind
 from protocol.names import NameRefused, name_of
 from protocol.values import Digest, NodeId, Place, Record, State
@@ -36,6 +36,7 @@ CLAIM_PATIENCE_SECONDS = 120.0  # a claim without a record after two rescans: it
 SNAPSHOT_SHARE_MAX = 0.1  # of the time goes into snapshots of one database: then they are stretched
 MISSING_SECONDS = 600.0  # between looks for files that vanished unseen: a stat each
 PLACES_PAGE = 500
+ELSEWHERE_MAX = 100_000  # as many old files as the watcher remembers; beyond, the core's own limit ends the wait
 WAL_WAIT_SECONDS = 0.2  # the WAL is full: acceptance waits for receipts to release entries
 
 
@@ -70,12 +71,14 @@ class Intake:
     watcher: Watcher | None = None
     queue: dict[str, Found] = field(default_factory=dict)
     databases: dict[str, Database] = field(default_factory=dict)
-    running: set[str] = field(default_factory=set)
+    running: dict[str, bool] = field(default_factory=dict)  # path → whether it was written while we watched
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
     watching: asyncio.Lock = field(default_factory=asyncio.Lock)
     stopping: bool = False
     learning: bool = True  # the manifest is new or rebuilt: what lay here before ranks below whatever is known
+    root_known: bool = False  # so was all that lay here when this life began
+    elsewhere: dict[str, None] = field(default_factory=dict)  # files of that time which a mate of our store takes in
     missing_due_seconds: float = 0.0
 
     # --- life ---
@@ -173,9 +176,12 @@ class Intake:
     def _scanned(self) -> None:
         """The whole root was read: was all that lay there taken in? What is missing is looked for now and then."""
         now = asyncio.get_running_loop().time()
-        if self.learning and self._all_taken_in():
-            self.learning = False
-            self._spawn(self.manifest.set_scanned())
+        if not self.root_known and self._all_taken_in():
+            self.root_known = True
+            self.post(RootKnown())
+            if self.learning:
+                self.learning = False
+                self._spawn(self.manifest.set_scanned())
         if now >= self.missing_due_seconds:
             self.missing_due_seconds = now + MISSING_SECONDS
             self._spawn(self._withdraw_missing())
@@ -183,7 +189,10 @@ class Intake:
     def _all_taken_in(self) -> bool:
         """Whether the manifest knows every file that the first scan found: a later one is then new for certain."""
         assert self.watcher is not None, "it says that it has scanned"
-        return not self.watcher.old_files and all(found.tried or found.live for found in self.databases.values())
+        in_hand = not all(self.running.values())
+        if in_hand or any(path not in self.elsewhere for path in self.watcher.old_files):
+            return False
+        return all(found.tried or found.live for found in self.databases.values())
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
@@ -205,14 +214,14 @@ class Intake:
                 await self.wake.wait()
                 continue
             found = self.queue.pop(path)
-            self.running.add(path)
+            self.running[path] = found.live
             try:
                 await self._accept(found)
             except Exception as problem:  # one file that nobody expected must not end the taking in of all others
                 self.report(Report("error", "fault", f"{path} was not accepted: {type(problem).__name__}: {problem}"))
                 self._again(found, 30 * RETRY_SECONDS)
             finally:
-                self.running.discard(path)
+                self.running.pop(path, None)
 
     async def _accept(self, found: Found) -> None:
         kind = self.fleet().kind(found.kind)
@@ -227,17 +236,24 @@ class Intake:
         except FileGone:
             pass
         except ClaimedElsewhere as claim:
+            if len(self.elsewhere) < ELSEWHERE_MAX:
+                self.elsewhere[found.path] = None
             self._again(found, max(RETRY_SECONDS, CLAIM_PATIENCE_SECONDS - claim.age_seconds))
         except (NameRefused, StoreError) as refused:
             self.report(Report("error", "not_accepted", f"{found.path} was not accepted: {refused}"))
             self._again(found, 30 * RETRY_SECONDS)
         else:
-            self._put(name, accepted, known=found.live or self._is_new(name, accepted))
+            self._put(name, accepted, known=found.live or self._is_new(name, found, accepted))
 
-    def _is_new(self, name: str, accepted: Accepted) -> bool:
-        """Of a file that nobody saw being written. One with the bytes of an earlier version is that version: a crash
-        between its rename and its commit left it."""
-        return not self.learning and all(known.digest != accepted.digest for known in self.manifest.versions(name))
+    def _is_new(self, name: str, found: Found, accepted: Accepted) -> bool:
+        """Of a file that nobody saw being written: whether it is a user's new one.
+
+        One with the bytes of an earlier version is that version: a crash between its rename and its commit left it. At
+        a path that is not watched no scan tells of such a file before its version is dropped: there none is new.
+        """
+        if self.learning or self.watcher is None or not self.watcher.watches(found.path, found.kind):
+            return False
+        return all(known.digest != accepted.digest for known in self.manifest.versions(name))
 
     async def _accept_file(self, found: Found, kind: Kind) -> Accepted:
         stamp = Stamp(found.device, found.inode, found.size_bytes, found.mtime_ns)
@@ -260,10 +276,9 @@ class Intake:
 
     def _put(self, name: str, accepted: Accepted, known: bool, meta: tuple[tuple[str, str], ...] = ()) -> None:
         number = 0
-        if isinstance(accepted.source, Kept):  # its file stays pinned until the put was committed or refused
+        if isinstance(accepted.source, Kept) or self.depot.store.shared:
             number, answer = self.request()
-            place = accepted.source.place
-            answer.add_done_callback(lambda answered: self._answered(answered, place))
+            answer.add_done_callback(lambda answered: self._answered(answered, accepted))
         self.post(
             Put(
                 number,
@@ -279,10 +294,20 @@ class Intake:
             )
         )
 
-    def _answered(self, answered: asyncio.Future[Answer], kept: Place) -> None:
-        self.depot.unpin(kept)
-        if not answered.cancelled() and answered.result().error:
+    def _answered(self, answered: asyncio.Future[Answer], accepted: Accepted) -> None:
+        """A private copy stays pinned until the put was committed or refused; mates wait for the former."""
+        if isinstance(accepted.source, Kept):
+            self.depot.unpin(accepted.source.place)
+        if answered.cancelled():
+            return
+        if answered.result().error:
             self.report(Report("error", "not_accepted", answered.result().error))
+        elif accepted.place is not None and self.depot.store.shared and not self.stopping:
+            self._spawn(self._record_claim(accepted.place))
+
+    async def _record_claim(self, place: Place) -> None:
+        with contextlib.suppress(StoreError):  # then only the claimer replaces this file
+            await asyncio.get_running_loop().run_in_executor(self.threads, self.depot.recorded, place)
 
     async def _wait_for_room(self) -> None:
         """Back-pressure: while the WAL has no room, files wait on the disk where the user put them."""
@@ -330,7 +355,7 @@ class Intake:
         database.wanted = False
         loop = asyncio.get_running_loop()
         started = loop.time()
-        self.running.add(database.path)
+        self.running[database.path] = database.live
         try:
             await self._wait_for_room()
             taken = await loop.run_in_executor(self.threads, self._take, database, self._stands(database))
@@ -343,7 +368,7 @@ class Intake:
             self.report(Report("warning", "snapshot_failed", f"{database.path}: {why}"))
             database.wanted = True
         finally:
-            self.running.discard(database.path)
+            self.running.pop(database.path, None)
             database.tried = True
             spent = loop.time() - started
             database.due_seconds = loop.time() + max(self._interval(), spent * (1 / SNAPSHOT_SHARE_MAX - 1))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import gc
 import logging
 import os
 import signal
@@ -34,6 +35,7 @@ from storage.refusals import StoreError
 EXIT_UNSAFE = 1
 EXIT_USAGE = 2
 SWITCH_SECONDS = 0.0005  # the loop gives up the interpreter at each look-up; threads must not keep it for 5 ms each
+YOUNG_OBJECTS_MAX = 20_000  # between looks for cycles: a burst makes 50 values an artifact, and no cycle of them
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
 
@@ -45,6 +47,8 @@ def run(directory: Path) -> int:
     """Run the agent of a node's folder until a signal ends it. Returns the exit code of the process."""
     logger = _logger()
     sys.setswitchinterval(SWITCH_SECONDS)
+    gc.freeze()  # what was imported stays; it is not looked through again and again
+    gc.set_threshold(YOUNG_OBJECTS_MAX, 20, 50)
     try:
         with _lock(directory):
             identity, fleet = _load(directory)

@@ -153,10 +153,14 @@ class Watcher:
         self._scan_wanted.set()
         await waiter
 
+    def watches(self, path: str, kind: str) -> bool:
+        """Whether a scan finds a file at this path, as one of this kind."""
+        return self._patterns.kind_of(path) == kind
+
     @property
-    def old_files(self) -> int:
+    def old_files(self) -> list[str]:
         """Files that lay there at the first scan and that the caller did not know yet at the last one."""
-        return sum(self._databases.kind_of(path) is None for path in self._liveness.old())
+        return [path for path in self._liveness.old() if self._databases.kind_of(path) is None]
 
     @property
     def facts(self) -> WatcherFacts:

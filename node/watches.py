@@ -13,6 +13,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum, auto
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -196,6 +197,7 @@ def _mask(modifications: bool) -> Mask:
     return wanted | Mask.ONLYDIR | Mask.DONT_FOLLOW | Mask.EXCL_UNLINK
 
 
+@lru_cache(maxsize=256)  # few masks come, each thousands of times, and flags are slow to take apart
 def _change(mask: Mask) -> Change | None:
     from asyncinotify import Mask
 

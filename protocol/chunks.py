@@ -48,6 +48,8 @@ def list_matches(digest: Digest, size: int, leaves: Sequence[Digest]) -> bool:
 
 def digest_of(content: bytes) -> tuple[Digest, Digest]:
     """Digest and plain BLAKE3 of bytes that are in memory."""
+    if 0 < len(content) <= CHUNK_BYTES:  # most are: thousands a second, and no chunk to gather
+        return root_digest(len(content), (chunk_digest(content),)), blake3(content).digest()
     hasher = Hasher()
     hasher.update(content)
     return hasher.finish()[:2]

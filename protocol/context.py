@@ -7,7 +7,7 @@ told to nobody; when it fails they are forgotten, as if never heard.
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import takewhile
@@ -55,8 +55,9 @@ class Context:
     _records: dict[str, dict[RecordKey, Record]] = field(default_factory=dict)
     _holdings: dict[HoldingKey, Holding] = field(default_factory=dict)
     _places: dict[str, tuple[Batch, Place | None]] = field(default_factory=dict)  # by path; None: being forgotten
-    _coming: Counter[Digest] = field(default_factory=Counter)
+    _coming: dict[Digest, int] = field(default_factory=dict)  # batches that make these bytes needed here
     _logging: dict[int, Digest] = field(default_factory=dict)  # by the commit that follows the entry
+    _naming: dict[int, frozenset[RecordKey]] = field(default_factory=dict)  # by publication: what takes its final name
 
     def __post_init__(self) -> None:
         self.change_fleet(self.fleet)
@@ -177,7 +178,8 @@ class Context:
             self._places[path] = (batch, None)
         for place in batch.places:
             self._places[place.path] = (batch, place)
-        self._coming.update(_bytes_of(batch))
+        for digest in _bytes_of(batch):
+            self._coming[digest] = self._coming.get(digest, 0) + 1
 
     def _hide(self, batch: Batch) -> None:
         for record in batch.rows.records:
@@ -193,9 +195,9 @@ class Context:
             if path in self._places and self._places[path][0] is batch:
                 del self._places[path]
         for digest in _bytes_of(batch):
-            self._coming[digest] -= 1
-            if not self._coming[digest]:
-                del self._coming[digest]
+            left = self._coming.pop(digest) - 1
+            if left:
+                self._coming[digest] = left
 
     # --- look-ups that see what is under way ---
 
@@ -220,8 +222,20 @@ class Context:
         return any(version.key == record.key and version.state >= record.state for version in versions)
 
     def under_way(self, record: Record) -> bool:
-        """Whether a commit of this record was started and not answered yet."""
-        return record.key in self._records.get(record.name, {})
+        """Whether a commit of this record, or a publication of its bytes, was started and not answered yet."""
+        return self.is_naming(record) or record.key in self._records.get(record.name, {})
+
+    def is_naming(self, record: Record) -> bool:
+        """Whether a publication of its bytes is under way."""
+        return any(record.key in keys for keys in self._naming.values())
+
+    def naming(self, publication: int, records: Iterable[Record]) -> None:
+        """These are being published: until the manifest has their places, a file may show what it does not know."""
+        self._naming[publication] = frozenset(record.key for record in records)
+
+    def named(self, publication: int) -> None:
+        """It is answered and committed."""
+        self._naming.pop(publication, None)
 
     def knows_record(self, record: Record) -> bool:
         """Whether this record (in this state) is committed or on its way."""

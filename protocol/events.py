@@ -189,6 +189,15 @@ class Withdrawn:
 
 
 @dataclass(frozen=True, slots=True)
+class RootKnown:
+    """Every file that lay in the root when this life began is known by now: it has its place, or was put.
+
+    Posted once a life, by whoever scans. Until then a file may show a version that the last life published and did not
+    live to commit.
+    """
+
+
+@dataclass(frozen=True, slots=True)
 class DiskChanged:
     """The disk's room, told when a bit flips and every so often.
 
@@ -248,6 +257,7 @@ Event = (
     | Arrived
     | Published
     | Withdrawn
+    | RootKnown
     | DiskChanged
     | FleetChanged
     | Timer

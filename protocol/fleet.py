@@ -252,7 +252,10 @@ class Fleet:
 
     def kind(self, name: str) -> Kind | None:
         """The kind of this name, or None."""
-        return next((kind for kind in self.kinds if kind.name == name), None)
+        for kind in self.kinds:
+            if kind.name == name:
+                return kind
+        return None
 
     def kind_of(self, artifact_name: str) -> Kind | None:
         """The kind of an artifact by its name (`<kind>/…`), or None when the file knows no such kind."""

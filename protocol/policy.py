@@ -6,7 +6,7 @@ from protocol.context import Context
 from protocol.debts import Debts
 from protocol.fleet import Kind
 from protocol.membership import Membership
-from protocol.names import publishable
+from protocol.names import publication_path, publishable
 from protocol.placement import targets
 from protocol.values import Record, State
 
@@ -37,6 +37,29 @@ class Policy:
         """Whether this version is deleted, superseded, or of a kind that our hosts file does not have."""
         kind = self.ctx.kind(record.name)
         return kind is None or self._beyond_retention(kind, record)
+
+    def path(self, record: Record) -> str | None:
+        """Under which path the bytes of this record lie in our root; None: among the private versions."""
+        path = self.wished_path(record)
+        return path if path and self._may_take(path, record) else None
+
+    def wished_path(self, record: Record) -> str | None:
+        """The path that the name stands for, unless a newer version has it."""
+        kind = self.ctx.kind(record.name)
+        newest = next((v for v in self.ctx.versions(record.name) if v.state is State.LIVE), None)
+        if kind is None or (newest is not None and newest.order > record.order and newest.digest != record.digest):
+            return None
+        if kind.snapshot and record.origin == self.ctx.node:
+            return None  # its path is that of the live database
+        return publication_path(record.name, record.origin, self.ctx.node, kind.namespace == "node")
+
+    def _may_take(self, path: str, record: Record) -> bool:
+        """Names of two kinds can share a path; whoever has it keeps it, or they would push each other out for ever."""
+        place = self.ctx.catalogue.place(path)
+        if place is None or place.digest == record.digest:
+            return True
+        sharers = self.ctx.catalogue.sharers(place.digest)
+        return not sharers or any(sharer.name == record.name for sharer in sharers)
 
     def is_target(self, record: Record) -> bool:
         """Whether we are among the first K stores of this record, as its origin sees it."""

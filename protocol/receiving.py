@@ -18,7 +18,7 @@ from protocol.events import Arrived, Published, Reserved
 from protocol.fleet import RESERVED_KIND
 from protocol.incoming import Incoming, Wanted, hash_order
 from protocol.membership import Membership
-from protocol.names import publication_path, publishable
+from protocol.names import publishable
 from protocol.policy import Policy
 from protocol.sending import RECEIPT_MS_MAX, UPLOAD_BYTES_PER_SECOND_MIN
 from protocol.values import (
@@ -136,8 +136,10 @@ class Receiving:
 
         A member of an NFS group whose mate holds them has no place of its own for them, and leaves it to the mate.
         """
-        path = self._path(record)
+        path = self.policy.path(record)
         if path is None or record.origin == self.ctx.node or not self.ctx.catalogue.places(record.digest):
+            return
+        if self.ctx.is_naming(record):
             return
         place = self.ctx.catalogue.place(path)
         if place is None or place.digest != record.digest:
@@ -302,22 +304,37 @@ class Receiving:
             self._finish(incoming)
 
     def publish(self, records: list[Record], incoming: Incoming | None = None) -> None:
-        """Bring verified bytes under their final names; older versions and unsafe names into `.spore/versions/`."""
-        self._op += 1
-        self._publishing[self._op] = incoming
+        """Bring verified bytes under their final names; older versions and unsafe names into `.spore/versions/`.
+
+        A record that is not in the manifest yet is written there first: after a crash the file under its name would
+        pass for a user's new version.
+        """
+        self._op = op = self._op + 1
+        self._publishing[op] = incoming
+        self.ctx.naming(op, records)
         self.ctx.catalogue.expect([record.name for record in records])
-        wished = [self._named_path(record) for record in records]
+        rows = Rows(tuple(record for record in records if self.ctx.catalogue.record(record.key) is None))
+        if not rows:
+            self._name(op, records)
+            return
+
+        def done() -> None:
+            self.tell(rows)
+            self._name(op, records)
+
+        failed = [(record, "its record could not be written") for record in records]
+        self.ctx.commit(Batch(rows), done, lambda error: self.published(Published(op, (), tuple(failed))))
+
+    def _name(self, op: int, records: list[Record]) -> None:
+        wished = [self.policy.wished_path(record) for record in records]
         self.ctx.catalogue.expect(paths=[path for path in wished if path])
-        items = tuple(
-            Publication(record, path if path and self._may_take(path, record) else None)
-            for record, path in zip(records, wished, strict=True)
-        )
-        self._taking[self._op] = tuple(item.path for item in items if item.path)
-        self.ctx.emit(Publish(self._op, items))
+        items = tuple(Publication(record, self.policy.path(record)) for record in records)
+        self._taking[op] = tuple(item.path for item in items if item.path)
+        self.ctx.emit(Publish(op, items))
 
     def lacks_name(self, record: Record) -> bool:
         """Whether bytes that we have are still to take their final path: they may lie under another name only."""
-        path = self._path(record)
+        path = self.policy.path(record)
         place = self.ctx.catalogue.place(path) if path else None
         return path is not None and (place is None or place.digest != record.digest)
 
@@ -329,28 +346,6 @@ class Receiving:
         while self._settled:
             batch, self._settled = self._settled[:PUBLISH_COUNT], self._settled[PUBLISH_COUNT:]
             self.publish(batch)
-
-    def _path(self, record: Record) -> str | None:
-        path = self._named_path(record)
-        return path if path and self._may_take(path, record) else None
-
-    def _named_path(self, record: Record) -> str | None:
-        """The path that the name stands for, unless a newer version has it."""
-        kind = self.ctx.kind(record.name)
-        newest = next((v for v in self.ctx.versions(record.name) if v.state is State.LIVE), None)
-        if kind is None or (newest is not None and newest.order > record.order and newest.digest != record.digest):
-            return None
-        if kind.snapshot and record.origin == self.ctx.node:
-            return None  # its path is that of the live database
-        return publication_path(record.name, record.origin, self.ctx.node, kind.namespace == "node")
-
-    def _may_take(self, path: str, record: Record) -> bool:
-        """Names of two kinds can share a path; whoever has it keeps it, or they would push each other out for ever."""
-        place = self.ctx.catalogue.place(path)
-        if place is None or place.digest == record.digest:
-            return True
-        sharers = self.ctx.catalogue.sharers(place.digest)
-        return not sharers or any(sharer.name == record.name for sharer in sharers)
 
     def published(self, event: Published) -> None:
         """The files have their names: commit the holdings, and only then tell anybody."""
@@ -374,6 +369,7 @@ class Receiving:
 
         def done() -> None:
             self._taking.pop(event.op, None)
+            self.ctx.named(event.op)
             self._committed(rows, ended, incoming)
             self._drop_left_over(left_over)
 

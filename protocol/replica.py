@@ -85,6 +85,7 @@ class Replica:
             e.Arrived: self.receiving.arrived,
             e.Published: self.receiving.published,
             e.Withdrawn: self._withdrawn,
+            e.RootKnown: lambda event: self.retention.root_known(),
             e.DiskChanged: self._disk_changed,
             e.FleetChanged: self._fleet_changed,
             e.Timer: lambda event: self.members.wake() if event.token == WAKE else self._tick(),
@@ -127,6 +128,7 @@ class Replica:
     def _boot(self, event: e.Boot) -> None:
         self.ctx.clock.restate(event.last_hlc)
         self.members.boot()
+        self.retention.boot()
         for entry in event.pending:
             self.ctx.clock.restate(min(entry.record.hlc, event.last_hlc) or entry.record.hlc)
             self._restore(entry)
@@ -435,8 +437,9 @@ class Replica:
         return bool(holders) and min(holders) == self.ctx.node
 
     def _abandoned(self, record: Record) -> bool:
-        """Its origin has had time to send it and states no copy: it may have lost its file since."""
-        if self.ctx.now_ms - stamp_ms(record.hlc) < REPAIR_GRACE_MS:
+        """Its origin has had time to send it and states no copy: it may have lost its file since. A stamp from the
+        future does not tell how much time: there a copy too many is offered rather than one too few."""
+        if abs(self.ctx.now_ms - stamp_ms(record.hlc)) < REPAIR_GRACE_MS:
             return False
         return not any(h.node == record.origin for h in self.ctx.catalogue.holdings(record.digest))
 

@@ -3,6 +3,9 @@
 By rule, without tombstones: a version is dropped once at least `versions` newer ones of its name exist and the newest
 of all is durable. A tombstone drops every version below it. Each node applies the rule to what it has committed, so
 that all end with the same rows; bytes go only when no kept record shares their digest.
+
+A file whose version has been dropped looks like a user's new one. So nothing is dropped while its bytes take their
+name, nor after a start before the root was read: a crash may have come between a rename and its commit.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from protocol.membership import Membership
 from protocol.values import Batch, Digest, Place, Record, RecordKey, Rows, State
 
 TOMBSTONE_MS = 120 * 24 * 3600 * 1000  # tombstones outlive every certificate (at most 90 days)
+ROOT_KNOWN_MS_MAX = 10 * 60 * 1000  # a scan that does not end must not keep every version for ever
 NAMES_PER_TICK = 500  # names looked at each second: the rest waits a second longer
 
 
@@ -30,6 +34,13 @@ class Retention:
         self.tell = tell
         self._names: dict[str, None] = {}
         self._dropping: dict[RecordKey, None] = {}  # their drop is on its way to the disk
+        self._from_ms = 0  # nothing is dropped before
+
+    def boot(self) -> None:
+        self._from_ms = self.ctx.now_ms + ROOT_KNOWN_MS_MAX
+
+    def root_known(self) -> None:
+        self._from_ms = 0
 
     def committed(self, record: Record) -> None:
         """A record was committed: its name may now have a version too many."""
@@ -48,10 +59,17 @@ class Retention:
         return record.key in self._dropping or not self.ctx.knows_record(record)
 
     def tick(self) -> None:
-        for name in list(self._names)[:NAMES_PER_TICK]:
+        if self.ctx.now_ms < self._from_ms:
+            return
+        names = list(self._names)[:NAMES_PER_TICK]
+        self.ctx.catalogue.expect(names)
+        for name in names:
             del self._names[name]
             versions = list(self.ctx.catalogue.versions(name))
-            # A version may stand in the manifest before its `Durable` was handled: what follows from it comes first.
+            if len(versions) <= 1:
+                continue  # the common case: nothing ranks below it
+            # A version may stand in the manifest before its `Durable` was handled, and its bytes under their name
+            # before the manifest knows of it: what follows from either comes first.
             drops = [version for version in self._to_drop(versions) if not self.ctx.under_way(version)]
             if drops:
                 self._drop(drops, versions)

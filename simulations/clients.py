@@ -6,6 +6,7 @@ artifact was accepted by reference, where a change before it is durable is an an
 
 from __future__ import annotations
 
+from dataclasses import replace
 from hashlib import blake2b
 from random import Random
 
@@ -111,7 +112,9 @@ class Clients:
         source: Source = Inline(digest)
         if size > INLINE_BYTES_MAX:
             source = Kept(node.depot.keep(digest, size, self.around.schedule.now_ms))
-        node.handle(Put(request, name, digest, digest, size, 0o644, source, wait_copies=copies, deadline_ms=deadline))
+        meta = (("later", 1),) if node.newer else ()  # what a later version adds, older ones carry along
+        put = Put(request, name, digest, digest, size, 0o644, source, meta=meta)
+        node.handle(replace(put, wait_copies=copies, deadline_ms=deadline))
 
     def _write(self) -> None:
         """A program closes a file in the watched folder; the agent may be down at that moment."""

@@ -54,6 +54,7 @@ class SimDepot:
         self.random = random
         self.trouble = 0.0  # how often a reservation or a rename meets ENOSPC or EIO
         self.on_trouble: Callable[[str], None] = lambda knob: None
+        self.recorded: Callable[[str, int], bool] = lambda path, inode: False  # by another member of the NFS group
         self.accepting = True
         self._reserved: dict[tuple[NodeId, int], list[Digest]] = {}
         self._remembered: dict[str, Place] = {}  # published or kept in this life, perhaps not committed yet
@@ -174,6 +175,7 @@ class SimDepot:
         private = item.path is None
         there = self.store.files.get(path)
         ours = self.place_at(path) is not None or path.startswith(PEERS_FOLDER + "/")  # nobody else writes there
+        ours = ours or (there is not None and self.recorded(path, there.inode))
         if there is not None and there.digest == record.digest and (ours or private):
             work.renamed.append(Renamed(record, path, private))
         elif not self._has_bytes(record.digest):

@@ -7,13 +7,13 @@ it, the seed decides. Bytes of one digest are counted once, since copies within 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 
 from protocol.chunks import chunk_count
 from protocol.effects import Entry, Inline
 from protocol.values import Digest, NodeId, Place, Record, RecordKey, StoreId
-from simulations.memory import MemoryCatalogue
+from simulations.memory import MemoryCatalogue, Tables
 
 EPOCH_MS = 1_760_000_000_000  # virtual time begins in October 2025: stamps look like real ones
 DEVICE = 1  # every simulated root is one file system
@@ -145,6 +145,19 @@ class StoreDisk:
     def free_bytes(self) -> int:
         return self.capacity_bytes - self.used_bytes()
 
+    # --- an image of the machine ---
+
+    def image(self) -> dict[str, SimFile]:
+        """The files as they are now, for a machine that is set back to this moment."""
+        return {path: replace(file, synced_by="", before=None) for path, file in self.files.items()}
+
+    def set_back(self, image: dict[str, SimFile]) -> None:
+        for path in list(self.files):
+            self.remove(path)
+        for path, file in image.items():
+            self._put(path, replace(file))
+        self.staging.clear()
+
     # --- a crash ---
 
     def crash(self, node: NodeId, power: bool, random: Random, now_ms: int) -> None:
@@ -176,6 +189,16 @@ class LocalDisk:
     wal: dict[RecordKey, Entry] = field(default_factory=dict)
     released: dict[RecordKey, None] = field(default_factory=dict)  # not written down yet
     known: bool = True  # the manifest knows what lay here before; False after it was rebuilt
+
+    def image(self) -> tuple[Tables, int, dict[RecordKey, Entry]]:
+        """Manifest, count of boots and WAL as they are now."""
+        return self.catalogue.snapshot(), self.boots, dict(self.wal)
+
+    def set_back(self, image: tuple[Tables, int, dict[RecordKey, Entry]]) -> None:
+        tables, self.boots, wal = image
+        self.catalogue.restore(tables)
+        self.wal = dict(wal)
+        self.released.clear()
 
     def pending(self) -> list[Entry]:
         return [entry for key, entry in self.wal.items() if key not in self.released]

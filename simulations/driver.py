@@ -12,19 +12,22 @@ from random import Random
 from typing import Any
 
 from protocol import effects as f
+from protocol.effects import Entry
 from protocol.events import Boot, DiskChanged, Event, Published, Reserved, Scanned, Timer, Withdrawn
 from protocol.messages import Hello, Lacking, Message, RowsMessage
 from protocol.replica import Replica
 from protocol.spreading import pages
-from protocol.values import Digest, NodeId, Parcel, Place
+from protocol.values import Digest, NodeId, Parcel, Place, RecordKey
 from simulations.chance import between
 from simulations.commits import SimCommitter
 from simulations.depot import Publishing, SimDepot
-from simulations.disks import EPOCH_MS, LocalDisk, StoreDisk
+from simulations.disks import EPOCH_MS, LocalDisk, SimFile, StoreDisk
+from simulations.memory import Tables
 from simulations.schedule import Act
 from simulations.surroundings import Surroundings
 from simulations.watching import Watching
 
+HEARTBEAT_MS = 8_000  # a process that stands still for longer loses its sessions
 ROOM_MS = 2_000  # the disk is looked at this often
 ROOM_TOLD_MS = 10_000  # and told at least this often
 RESERVE_MS = 2
@@ -48,6 +51,7 @@ class SimNode:
         self.depot = SimDepot(name, store, disk, around.fleet.routing_for(name), random)
         self.depot.on_trouble = self.bite
         self.watching = Watching(self)
+        self.depot.recorded = lambda path, inode: (path, inode) in self.watching.claims.recorded
         self.replica: Replica
         self.committer: SimCommitter
         self.up = False
@@ -57,6 +61,10 @@ class SimNode:
         self.power = False  # whether the planned crash takes what was not synced
         self.io_fails = False
         self.clock_offset_ms = 0
+        self.stalled = False  # the process stands still; what happens meanwhile happens to it afterwards
+        self.newer = False  # it runs a later version, which says more than the others understand
+        self._image: tuple[dict[str, SimFile], tuple[Tables, int, dict[RecordKey, Entry]]] | None = None
+        self._waiting: list[tuple[int, Act, tuple[Any, ...]]] = []  # for the end of a stall
         self.expected: dict[tuple[NodeId, int], None] = {}
         self.receiving_now: dict[tuple[NodeId, int], None] = {}
         self._anchor_ms = 0
@@ -101,6 +109,8 @@ class SimNode:
         self.up = False
         self.life += 1
         self.fuse = 0
+        self.stalled = False
+        self._waiting.clear()
         self.expected.clear()
         self.receiving_now.clear()
         self.around.trace.note(self.around.schedule.now_ms, self.name, "down")
@@ -114,10 +124,50 @@ class SimNode:
 
     def vanish(self) -> None:
         """The machine and its disk are gone for good."""
+        if self.gone:
+            return
         self.crash(power=True)
-        self.gone = self.store.gone = True
+        self.gone = True
+        self.store.gone = not self.store.shared  # a shared root lies on a server that outlives its clients
         self.around.oracle.vanished(self.name)
         self.bite("vanished")
+
+    def stall(self, duration_ms: int, clock_too: bool) -> None:
+        """Stand still: swapped out or stopped; with `clock_too` the machine was suspended, and its clock with it."""
+        if not self.up or self.stalled:
+            return
+        self.stalled = True
+        self.bite("clock_frozen" if clock_too else "stalled")
+        if duration_ms > HEARTBEAT_MS:
+            self.around.network.lose_touch(self.name)
+        self.around.schedule.after(duration_ms, self._go_on, self.life, duration_ms if clock_too else 0)
+
+    def _go_on(self, life: int, missed_ms: int) -> None:
+        """Everything that piled up happens now, in its order."""
+        if self.life != life:
+            return
+        self._anchor_ms -= missed_ms
+        self.stalled = False
+        waiting, self._waiting = self._waiting, []
+        for life_of_act, act, args in waiting:
+            self._in_life(life_of_act, act, args)
+
+    def take_image(self) -> None:
+        """Remember this machine as it is now; a store that others share is not one machine's to set back."""
+        if not self.store.shared and not self.gone:
+            self._image = (self.store.image(), self.disk.image())
+
+    def set_back(self) -> bool:
+        """The machine is restored from its old image, and has forgotten all that came after."""
+        if self._image is None or self.gone:
+            return False
+        self.crash(power=True)
+        files, local = self._image
+        self.store.set_back(files)
+        self.disk.set_back(local)
+        self.around.oracle.set_back(self.name)
+        self.bite("set_back")
+        return True
 
     def lives(self, life: int) -> bool:
         return self.up and self.life == life
@@ -130,6 +180,9 @@ class SimNode:
     def _in_life(self, life: int, act: Act, args: tuple[Any, ...]) -> None:
         """Run a step in which the process may die."""
         if self.up and self.life == life:
+            if self.stalled:
+                self._waiting.append((life, act, args))
+                return
             try:
                 act(*args)
             except Died:
@@ -158,6 +211,9 @@ class SimNode:
     def handle(self, event: Event) -> None:
         """Let the core decide and perform what it says, unless the process dies between two effects."""
         if not self.up:
+            return
+        if self.stalled:
+            self._waiting.append((self.life, self.handle, (event,)))
             return
         now_ms = self.around.schedule.now_ms
         self.around.trace.note(now_ms, self.name, type(event).__name__)
@@ -256,6 +312,8 @@ class SimNode:
     def _rename(self, effect: f.Publish) -> None:
         self.burn("crash_in_publish")
         work = self.depot.rename(effect.items, self.around.schedule.now_ms)
+        for item in work.renamed:
+            self.watching.published(item.path)
         for path, record in work.local:
             self.watching.in_the_way(path, self.around.fleet.kind_of(record.name))
         self.later(between(self.random, 1, PUBLISH_MS), self._sync, effect.op, work)
@@ -264,8 +322,6 @@ class SimNode:
         self.burn("crash_in_publish")
         done, failed = self.depot.sync(work, self.around.schedule.now_ms)
         self.burn("crash_in_publish")
-        for record, place in done:
-            self.watching.published(record, place)
         self.handle(Published(op, tuple(done), tuple(failed), tuple(work.moved)))
 
     def _unlink(self, effect: f.Unlink) -> None:

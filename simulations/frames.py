@@ -8,6 +8,7 @@ through unchanged once is not decoded again: decoding is a function of its bytes
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 from protocol import wire
 from protocol.messages import Hello, Message, RowsMessage
@@ -15,20 +16,27 @@ from protocol.values import Holding, Member, Record
 
 PROVEN_MAX = 200_000  # rows remembered as proven: about 20 MB; beyond, they are proven anew
 
+LATER_FIELD = {"later": [1, "what a later version says"]}  # appended wherever fields may be appended
+ROW_FIELDS_MIN = 5  # a holding has five fields, stripes and pairs have two
+LATER_MESSAGE = 120  # no version up to now has a message of this number
+
 Row = Record | Holding | Member
 
 
 class Frames:
-    """The wire of one world."""
+    """The wire of one world. `bites` counts, as everywhere, what really struck."""
 
-    def __init__(self) -> None:
+    def __init__(self, bites: dict[str, int]) -> None:
+        self.bites = bites
         self._last: object = None  # the message, or the rows of the message, that was encoded last
         self._frame = b""
         self._decoded: Message | None = None
         self._proven: dict[int, Row] = {}  # by identity; kept, so that no other row takes it
 
-    def through(self, message: Message) -> tuple[bytes, Message]:
-        """The wire form of a message, and the message as its receiver decodes it."""
+    def through(self, message: Message, newer: bool = False) -> tuple[bytes, Message]:
+        """The wire form of a message and what its receiver decodes; with `newer` as a later version says it."""
+        if newer:
+            return self._from_later(message)
         content = message.rows if isinstance(message, RowsMessage) else message
         if self._last is not content or self._decoded is None:
             self._frame = wire.encode(message)
@@ -38,8 +46,19 @@ class Frames:
             self._last = content
         return self._frame, self._decoded
 
-    def hello(self, hello: Hello) -> Hello:
-        decoded = self.through(hello)[1]
+    def _from_later(self, message: Message) -> tuple[bytes, Message]:
+        """A later version adds fields to every message and row, and sends messages of kinds that nobody knows yet."""
+        version, number, *fields = cast("list[object]", wire.unpack_value(wire.encode(message)))
+        said = [version, number, *(_with_more(field) for field in fields), LATER_FIELD]
+        frame = wire.pack_value(said)
+        try:
+            wire.decode(wire.pack_value([version, LATER_MESSAGE, LATER_FIELD]))
+        except wire.UnknownMessage:
+            self.bites["unknown_message"] = self.bites.get("unknown_message", 0) + 1
+        return frame, wire.decode(frame)
+
+    def hello(self, hello: Hello, newer: bool) -> Hello:
+        decoded = self.through(hello, newer)[1]
         assert isinstance(decoded, Hello)
         return decoded
 
@@ -57,3 +76,10 @@ class Frames:
             self._proven.clear()
         self._proven.update((id(row), row) for row in rows)
         return message
+
+
+def _with_more(field: object) -> object:
+    """Rows are lists within lists of messages: each gets one more field at its end."""
+    if isinstance(field, list) and field and all(isinstance(row, list) and len(row) >= ROW_FIELDS_MIN for row in field):
+        return [[*row, LATER_FIELD] for row in field]
+    return field

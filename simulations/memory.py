@@ -98,6 +98,11 @@ class MemoryCatalogue:
         """What is committed now; later batches do not reach it."""
         return self._tables.copy()
 
+    @property
+    def tables(self) -> Tables:
+        """What is committed, to be read at once: a look at all rows need not copy them."""
+        return self._tables
+
     def restore(self, tables: Tables) -> None:
         """Be what the snapshot was; it can be restored again."""
         self._tables = tables.copy()

@@ -2,7 +2,7 @@
 
 A session delivers in order or not at all. A lost message breaks it: what is in flight is gone, and each end finds out
 after a while. Each end has its own view of which session stands, as two real processes have. Messages pass through
-their wire form, so that every run exercises encoding and its bounds.
+their wire form (see `frames`), over wires with latency and faults (see `links`).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from protocol.messages import Hello, Message
 from protocol.values import NodeId
 from simulations.chance import between
 from simulations.frames import Frames
+from simulations.links import RETRANSMIT_MS, Cut, Links, Weather
 from simulations.schedule import Schedule
 
 DIAL_MS_MAX = 10_000  # what a dial into nothing takes (see `dial_seconds_max` of the hosts file)
@@ -23,7 +24,7 @@ RESET_MS_MAX = 50  # a killed process resets its connections at once
 SILENCE_MS = (2_000, 10_000)  # a peer that just fell silent is noticed by its missing heartbeats
 CONTEST_MS = 1_000  # two dials that began within this have crossed
 IN_FLIGHT_MAX = 4_096  # messages queued to one peer, as in the agent: more break the session
-SESSION_BYTES_PER_MS = 12_500  # 100 Mbit/s for control messages
+SILENT = "the heartbeat is missing"
 
 
 class Endpoint(Protocol):
@@ -31,6 +32,8 @@ class Endpoint(Protocol):
 
     name: NodeId
     up: bool
+    stalled: bool
+    newer: bool
 
     def handle(self, event: Event) -> None: ...
 
@@ -47,64 +50,81 @@ class Session:
     broken: bool = False
     busy_until_ms: dict[NodeId, int] = field(default_factory=dict)
     in_flight: dict[NodeId, int] = field(default_factory=dict)
-
-
-@dataclass(slots=True)
-class Weather:
-    """How bad the network is now. Zero everywhere: it is healed."""
-
-    loss: float = 0.0  # of messages, each breaking its session
-    sides: dict[NodeId, int] = field(default_factory=dict)  # a partition: nodes on different sides do not meet
-    deaf: dict[NodeId, None] = field(default_factory=dict)  # cannot be dialled (behind NAT); they dial out
+    mute: dict[NodeId, None] = field(default_factory=dict)  # ends that nothing reaches any more
 
 
 class Network:
     """All links and sessions."""
 
-    def __init__(self, schedule: Schedule, random: Random, bites: dict[str, int]) -> None:
+    def __init__(self, schedule: Schedule, links: Links, random: Random, bites: dict[str, int]) -> None:
         self.schedule = schedule
+        self.links = links
         self.random = random
         self.bites = bites
         self.weather = Weather()
         self.nodes: dict[NodeId, Endpoint] = {}
-        self.latencies_ms: dict[tuple[NodeId, NodeId], int] = {}
         self.messages = 0
         self.bytes = 0
-        self.frames = Frames()
+        self.frames = Frames(bites)
         self._sessions_made = 0
         self._views: dict[NodeId, dict[NodeId, Session]] = {}  # by whose view it is, and by peer
         self._dialling: dict[NodeId, dict[NodeId, int]] = {}  # since when
 
     # --- links ---
 
-    def join(self, node: Endpoint, domains: dict[NodeId, str]) -> None:
+    def join(self, node: Endpoint, domain: str) -> None:
         """Add a node; within a domain links are short."""
-        for other in self.nodes:
-            near = domains[other] == domains[node.name]
-            latency = self.random.randint(1, 3) if near else self.random.randint(10, 90)
-            self.latencies_ms[node.name, other] = self.latencies_ms[other, node.name] = latency
+        self.links.domains[node.name] = domain
         self.nodes[node.name] = node
         self._views[node.name] = {}
         self._dialling[node.name] = {}
 
     def latency_ms(self, a: NodeId, b: NodeId) -> int:
-        base = self.latencies_ms[a, b]
-        return base + between(self.random, 0, max(1, base // 4))
+        return self.links.latency_ms(a, b)
 
     def reachable(self, a: NodeId, b: NodeId) -> bool:
-        sides = self.weather.sides
-        return self.nodes[b].up and sides.get(a, 0) == sides.get(b, 0)
+        """Whether the two can talk now, a question and its answer."""
+        node = self.nodes[b]
+        return node.up and not node.stalled and self.weather.passes(a, b) and self.weather.passes(b, a)
 
     def dialable(self, a: NodeId, b: NodeId) -> bool:
-        return self.reachable(a, b) and b not in self.weather.deaf
+        return b not in self.weather.deaf and self.reachable(a, b)
 
     def partition(self, sides: dict[NodeId, int]) -> None:
-        """Cut the network; sessions across the cut fall silent."""
+        """Cut the network in parts; sessions across fall silent. No sides: it is whole again."""
         self.weather.sides = sides
+        self._silence("partition_cut")
+
+    def cut(self, cut: Cut) -> None:
+        """Lose what some nodes send to some others, until `mend`."""
+        self.weather.cuts.append(cut)
+        self._silence("partition_cut" if cut.both else "one_way_cut")
+
+    def mend(self, cut: Cut) -> None:
+        if cut in self.weather.cuts:
+            self.weather.cuts.remove(cut)
+
+    def _silence(self, knob: str) -> None:
+        """What is sent across a cut is gone; both ends of a session find out by the missing heartbeat."""
         for session in self._sessions():
-            if sides.get(session.dialler, 0) != sides.get(session.acceptor, 0):
-                self._count("partition_cut")
-                self._break(session, "the heartbeat is missing", quick=False)
+            ends = (session.dialler, session.acceptor)
+            mute = [b for a, b in (ends, ends[::-1]) if not self.weather.passes(a, b) and b not in session.mute]
+            if mute and not session.broken:
+                self._count(knob)
+                session.mute.update(dict.fromkeys(mute))
+                if len(mute) == len(ends):
+                    self._break(session, SILENT, quick=False)
+                else:
+                    self.schedule.after(between(self.random, *SILENCE_MS), self._break, session, SILENT, False)
+
+    def clog(self, a: NodeId, b: NodeId, until_ms: int) -> None:
+        """Nothing from one node gets to another before this time; it is late, not lost."""
+        self.weather.clogged[a, b] = until_ms
+
+    def lose_touch(self, node: NodeId) -> None:
+        """A process that stands still for long: its peers miss its heartbeat."""
+        for session in [s for s in self._sessions() if node in (s.dialler, s.acceptor)]:
+            self._break(session, SILENT, quick=False)
 
     def _sessions(self) -> list[Session]:
         """Each once, the oldest first."""
@@ -122,7 +142,8 @@ class Network:
         there = self.latency_ms(node, peer)
         self._dialling[node][peer] = self.schedule.now_ms
         if not self.dialable(node, peer):
-            refused = self.weather.sides.get(node, 0) == self.weather.sides.get(peer, 0)
+            heard = self.weather.passes(node, peer) and self.weather.passes(peer, node)
+            refused = heard and not self.nodes[peer].stalled
             self._fail_dial(node, peer, 2 * there if refused else DIAL_MS_MAX)
             return
         self.schedule.after(2 * there, self._greet, node, peer)
@@ -178,7 +199,7 @@ class Network:
             self._break(old, "replaced by a new session", quick=True)
             self._down(old, at, peer, "replaced by a new session")
         self._views[at][peer] = session
-        self.nodes[at].handle(SessionUp(peer, self.frames.hello(hello)))
+        self.nodes[at].handle(SessionUp(peer, self.frames.hello(hello, self.nodes[peer].newer)))
 
     def _standing(self, node: NodeId, peer: NodeId) -> Session | None:
         return self._views[node].get(peer)
@@ -197,7 +218,7 @@ class Network:
         self._dialling[node].clear()
         views, self._views[node] = self._views[node], {}
         for session in views.values():
-            self._break(session, "the connection was reset" if quick else "the heartbeat is missing", quick)
+            self._break(session, "the connection was reset" if quick else SILENT, quick)
 
     def _break(self, session: Session, why: str, quick: bool) -> None:
         if session.broken:
@@ -220,7 +241,7 @@ class Network:
         session = self._views[node].get(peer)
         if session is None:
             return b""
-        frame, decoded = self.frames.through(message)
+        frame, decoded = self.frames.through(message, self.nodes[node].newer)
         self.messages += 1
         self.bytes += len(frame)
         if session.broken:
@@ -233,7 +254,14 @@ class Network:
         return frame
 
     def _deliver(self, session: Session, node: NodeId, peer: NodeId, message: Message, size_bytes: int) -> None:
-        arrival = self.schedule.now_ms + self.latency_ms(node, peer) + size_bytes // SESSION_BYTES_PER_MS
+        links, weather = self.links, self.weather
+        arrival = self.schedule.now_ms + links.latency_ms(node, peer) + size_bytes // links.bytes_per_ms
+        if weather.packet_loss and self.random.random() < weather.packet_loss:
+            self._count("packet_sent_again")
+            arrival += between(self.random, *RETRANSMIT_MS)
+        if weather.clogged and weather.clogged.get((node, peer), 0) > self.schedule.now_ms:
+            self._count("link_clogged")
+            arrival = max(arrival, weather.clogged[node, peer])
         arrival = max(arrival, session.busy_until_ms.get(peer, 0))
         session.busy_until_ms[peer] = arrival
         session.in_flight[peer] = session.in_flight.get(peer, 0) + 1
@@ -241,7 +269,9 @@ class Network:
 
     def _arrive(self, session: Session, node: NodeId, peer: NodeId, message: Message) -> None:
         session.in_flight[peer] -= 1
-        if not session.broken and self._views[peer].get(node) is session and self.nodes[peer].up:
+        if session.broken or peer in session.mute:
+            return
+        if self._views[peer].get(node) is session and self.nodes[peer].up:
             self.nodes[peer].handle(Received(node, message))
 
     def _count(self, knob: str) -> None:

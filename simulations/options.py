@@ -1,11 +1,13 @@
-"""What a seed decides before time begins: the fleet, the workload, and which faults there are and how bad."""
+"""What a seed decides before time begins: the workload, and which faults there are and how bad. Fleets: `fleets`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from random import Random
+from typing import Any
 
-from protocol.fleet import MIB, Fleet, Host, Routing
+from simulations.fleets import USUAL, Shape
+from simulations.script import Action
 
 GIB = 1 << 30
 
@@ -22,12 +24,20 @@ class Options:
     capacity_bytes: int = 40 * GIB
     faults_per_second: float = 0.0
     loss: float = 0.0
+    packet_loss: float = 0.0
     stream_breaks: float = 0.0
     stream_lies: float = 0.0
     stream_stalls: float = 0.0
     disk_trouble: float = 0.0
     weights: tuple[tuple[str, int], ...] = ()  # of the faults that strike one node
-    clock_ms_max: int = 0
+    clock_ms_max: int = 0  # of a jump
+    skew_ms_max: int = 0  # of each clock, from the start
+    shape: Shape = USUAL  # of the fleet that is invented when none is given
+    script: tuple[Action, ...] = ()  # what happens at a stated moment, beside what the seed draws
+    storm: bool = False  # every ephemeral machine is taken away, within seconds
+    upgrade: bool = False  # one node after the other is restarted with a later version
+    rehearsal: bool = False  # the users only add; what is lost is reported, not judged
+    equal_latency_ms: int = 0  # every message takes so long; 0: as the domains have it
 
 
 EVERY_FAULT = (
@@ -88,30 +98,121 @@ def disk_full(random: Random, nodes: int | None) -> Options:
     )
 
 
-ROUTING = Routing(
-    auto_sync_interval_seconds=10.0,  # shorter than in a real fleet, so that a run is short
-    gossip_interval_seconds=5.0,
-    min_free_bytes=64 * MIB,
+def partition(random: Random, nodes: int | None) -> Options:
+    """Two halves that do not meet for longer than any heartbeat, and users at work in both."""
+    start_ms = random.randint(3_000, 8_000)
+    end_ms = start_ms + random.randint(15_000, 40_000)
+    return Options(
+        nodes=nodes or random.randint(6, 10),
+        busy_ms=end_ms + 5_000,
+        operations=60,
+        script=(Action("halve", start_ms, end_ms),),
+        faults_per_second=0.1,
+        weights=(("kill", 2), ("fuse", 2), ("one_way", 1)),
+    )
+
+
+def spot_storm(random: Random, nodes: int | None) -> Options:
+    """A third of the fleet is ephemeral and goes at once: half with a notice, half with none."""
+    return Options(
+        nodes=nodes or random.randint(6, 12),
+        operations=60,
+        shape=Shape(ephemeral_share=1 / 3),
+        storm=True,
+        faults_per_second=0.1,
+        weights=(("fuse", 3), ("kill", 1)),
+    )
+
+
+def nfs_fleet(random: Random, nodes: int | None) -> Options:
+    """Groups of machines that share one root: one copy, many writers, and claims that outlive their claimers."""
+    return Options(
+        nodes=nodes or random.randint(6, 12),
+        operations=70,
+        shape=Shape(nfs_size=random.randint(2, 4)),
+        faults_per_second=0.4,
+        weights=(("fuse", 6), ("kill", 3), ("power", 2), ("stall", 2), ("fill", 1), ("leave", 1)),
+    )
+
+
+def rolling_restart(random: Random, nodes: int | None) -> Options:
+    """An upgrade: one node after the other stops, with notice, and comes back saying more than the others know."""
+    return Options(nodes=nodes or random.randint(5, 9), busy_ms=60_000, operations=70, upgrade=True)
+
+
+def flaky_wan(random: Random, nodes: int | None) -> Options:
+    """Links that lose, delay, clog, work one way only, and part the fleet now and then."""
+    return Options(
+        nodes=nodes or random.randint(5, 10),
+        busy_ms=40_000,
+        faults_per_second=random.choice((0.3, 0.6)),
+        loss=random.choice((0.001, 0.005)),
+        packet_loss=random.choice((0.02, 0.1)),
+        stream_breaks=0.1,
+        stream_stalls=0.01,
+        weights=(("partition", 2), ("one_way", 3), ("clog", 4), ("stall", 2)),
+        shape=Shape(domains=4),
+    )
+
+
+SWARM_WEIGHTS = (
+    *EVERY_FAULT,
+    ("one_way", 2),
+    ("clog", 2),
+    ("stall", 3),
+    ("freeze", 1),
+    ("set_back", 1),
 )
-PROVIDERS = (("nebius", "eu-north1"), ("lambda", "us-east-3"))
 
 
-def invent_fleet(random: Random, count: int) -> Fleet:
-    """Two domains; an excluded node, an ephemeral one, an NFS pair and one that cannot be dialled, as far as fit."""
-    hosts: dict[str, Host] = {}
-    for index in range(count):
-        provider, region = PROVIDERS[index % 2]
-        role = random.choice(("training", "selfplay", "worker"))
-        name = f"node-{index:02d}"
-        address = f"10.0.{index // 250}.{index % 250 + 1}:7946"
-        hosts[name] = Host(name, address, provider, region, role=role)
-    names = sorted(hosts)
-    if count >= 5:
-        hosts[names[-1]] = replace(hosts[names[-1]], excluded=True)
-        hosts[names[-2]] = replace(hosts[names[-2]], ephemeral=True)
-    if count >= 6:
-        for name in (names[0], names[2]):
-            hosts[name] = replace(hosts[name], nfs_group=names[0])
-    if count >= 8:
-        hosts[names[3]] = replace(hosts[names[3]], address=None)
-    return Fleet("simulated", replace(ROUTING), hosts=hosts)
+def swarm(random: Random, nodes: int | None) -> Options:
+    """Anything: the fleet, the faults that exist at all in this run, and how often they strike, all from the seed."""
+    weights = tuple((kind, weight) for kind, weight in SWARM_WEIGHTS if random.random() < 0.5)
+    return Options(
+        nodes=nodes or random.randint(3, 9),
+        busy_ms=random.choice((15_000, 25_000, 40_000)),
+        operations=random.randint(20, 60),
+        large_share=random.choice((0.0, 0.15, 0.5)),
+        capacity_bytes=random.choice((2, 40)) * GIB,
+        faults_per_second=random.choice((0.0, 0.2, 0.6, 1.2)) if weights else 0.0,
+        loss=random.choice((0.0, 0.0, 0.001, 0.005)),
+        packet_loss=random.choice((0.0, 0.0, 0.05)),
+        stream_breaks=random.choice((0.0, 0.05)),
+        stream_lies=random.choice((0.0, 0.03)),
+        stream_stalls=random.choice((0.0, 0.01)),
+        disk_trouble=random.choice((0.0, 0.02, 0.1)),
+        weights=weights,
+        clock_ms_max=random.choice((0, 10 * 60_000)),
+        skew_ms_max=random.choice((0, 60_000)),
+        shape=Shape(
+            ephemeral_share=random.choice((0.0, 0.0, 0.3)),
+            nfs_size=random.choice((0, 0, 2, 3)),
+            domains=random.randint(1, 4),
+        ),
+        storm=random.random() < 0.1,
+        upgrade=random.random() < 0.1,
+    )
+
+
+def rehearsal(random: Random, nodes: int | None) -> Options:
+    """No fault but those that the user names."""
+    return Options(nodes=nodes or 9, rehearsal=True)
+
+
+def only(options: Options, faults: tuple[str, ...]) -> Options:
+    """The same run with no other faults than these: names of `FAULT_NAMES`, or none."""
+    rates: dict[str, Any] = {field: getattr(options, field) if name in faults else 0 for name, field in RATES.items()}
+    weights = tuple((kind, weight) for kind, weight in options.weights if kind in faults)
+    return replace(options, weights=weights, **rates)
+
+
+RATES = {  # faults that are a chance of every message, step or try
+    "loss": "loss",
+    "packets": "packet_loss",
+    "breaks": "stream_breaks",
+    "lies": "stream_lies",
+    "stalls": "stream_stalls",
+    "disk": "disk_trouble",
+    "skew": "skew_ms_max",
+}
+FAULT_NAMES = (*(kind for kind, _ in SWARM_WEIGHTS), *RATES)

@@ -7,6 +7,7 @@ Convergence alone would pass vacuously: the oracle also counts what was accepted
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -76,6 +77,9 @@ class Oracle:
         self._committed: dict[NodeId, dict[RecordKey, None]] = {}
         self._stated: dict[tuple[HoldingKey, int], bool] = {}
         self._authored: dict[tuple[HoldingKey, int], None] = {}
+        self.gone: dict[NodeId, int] = {}  # machines that will not come back, since when
+        self.delays_ms: Counter[int] = Counter()  # from a record's first commit to its commit at each other node
+        self._first_ms: dict[RecordKey, int] = {}
         self._request = 0
         self._promised: dict[Digest, list[tuple[str, Digest]]] = {}  # the keys of `promises`, by digest
         self._distinct: list[StoreDisk] = []
@@ -137,7 +141,10 @@ class Oracle:
         """A group of this node reached its manifest."""
         for record in batch.rows.records:
             self._know(record)
-            self._committed[node][record.key] = None
+            if record.key not in self._committed[node]:
+                self._committed[node][record.key] = None
+                first_ms = self._first_ms.setdefault(record.key, self.schedule.now_ms)
+                self.delays_ms[self.schedule.now_ms - first_ms] += 1
         for holding in batch.rows.holdings:
             if holding.node == node:
                 self._state(holding)
@@ -231,7 +238,7 @@ class Oracle:
             self.violation(f"{node} accepted {request.name} and answered with other bytes")
         disk, store = self.disks[node], self.stores[node]
         safe = record.key in disk.wal or store.holds(record.digest) or self.copies(record) >= self.needed(record)
-        if not safe and record.digest not in store.by_user:
+        if not safe and record.digest not in store.by_user and not self.superseded(record):  # while somebody waited
             self.violation(f"{node} answered that {request.name} is accepted, and its disk does not have it")
         self._promise(node, record, False)
 
@@ -306,9 +313,7 @@ class Oracle:
         """Whether any disk that still exists has the bytes."""
         if any(store is not but and store.holds(digest) for store in self.distinct_stores()):
             return True
-        return any(
-            not self.stores[node].gone and self.has_inline(self.disks[node], digest) for node in sorted(self.disks)
-        )
+        return any(node not in self.gone and self.has_inline(self.disks[node], digest) for node in sorted(self.disks))
 
     def has_inline(self, disk: LocalDisk, digest: Digest) -> bool:
         return any(entry.record.digest == digest and isinstance(entry.source, Inline) for entry in disk.pending())
@@ -337,14 +342,28 @@ class Oracle:
                 self.violation(f"{node} left without naming {record.name}, which is not durable")
 
     def vanished(self, node: NodeId) -> None:
-        """A disk is gone for good: what others held at that moment must stay, the rest died with it."""
+        """A machine is gone for good: what others held at that moment must stay, the rest died with it."""
+        self.gone[node] = self.schedule.now_ms
+        self._outlive()
+
+    def _outlive(self) -> None:
         for promise in self.promises.values():
-            if all(self.stores[guarantor].gone for guarantor in promise.guarantors):
+            if all(guarantor in self.gone for guarantor in promise.guarantors):
                 record = self.newest_with(promise)
                 promise.outlives = any(
                     self.stores[other].holds(record.digest) and record.key in self._committed[other]
                     for other in sorted(self.stores)
                 )
+
+    def set_back(self, node: NodeId) -> None:
+        """A machine was restored from an old image: it answers for what that image has, and for nothing later."""
+        store, disk = self.stores[node], self.disks[node]
+        self._committed[node] = dict.fromkeys(disk.catalogue.tables.records)
+        for promise in self.promises.values():
+            digest = promise.record.digest
+            if node in promise.guarantors and not store.holds(digest) and not self.has_inline(disk, digest):
+                del promise.guarantors[node]
+        self._outlive()
 
     def down(self, node: NodeId) -> None:
         """Its clients lost their connections; what they were not told was not promised."""

@@ -1,4 +1,4 @@
-"""The scenarios by name, and the report of a run."""
+"""The scenarios by name, and a run of one: from a case to its report."""
 
 from __future__ import annotations
 
@@ -7,25 +7,46 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from random import Random
+from shlex import quote
 
 from protocol.fleet import Fleet
-from protocol.values import State
-from simulations.options import Options, convergence, crash, disk_full, first_light, invent_fleet
+from simulations import options as o
+from simulations.fleets import invent_fleet
+from simulations.options import FAULT_NAMES, Options
+from simulations.report import Report, report
+from simulations.samples import Samples
+from simulations.script import Action, Request
 from simulations.world import World
 
-NODES_MAX = 200  # every pair has a session in this first form of membership: more takes minutes
+NODES_MIN = 3  # an origin and two stores for its copies
+REST_MS = 5_000  # users go on for so long after the last thing that was asked for
+NODES_MAX = 10_000  # the largest fleet that the protocol has bounds for
 
 SCENARIOS: dict[str, str] = {
     "first-light": "users work while nodes crash, disks fill, clocks jump and the network breaks; then all heals",
     "convergence": "no fault: how fast and at what cost everybody knows and holds what they should",
     "crash": "few nodes that die all the time, between any two effects and inside commits",
     "disk-full": "small disks that fill up, and writes that fail",
+    "partition": "two halves that do not meet for longer than any heartbeat, and users at work in both",
+    "spot-storm": "the ephemeral third of the fleet is taken away within seconds, some with notice and some with none",
+    "nfs-fleet": "groups of machines that share one root, and crash, stall and write over each other",
+    "rolling-restart": "an upgrade: nodes come back one by one and say more than the others understand",
+    "flaky-wan": "links that lose, delay, clog, work one way only, and part the fleet now and then",
+    "swarm": "fleet, faults and their rates are all drawn from the seed",
+    "rehearsal": "a fleet at work, and exactly what --kill, --partition and --fill say",
 }
 _OPTIONS: dict[str, Callable[[Random, int | None], Options]] = {
-    "first-light": first_light,
-    "convergence": convergence,
-    "crash": crash,
-    "disk-full": disk_full,
+    "first-light": o.first_light,
+    "convergence": o.convergence,
+    "crash": o.crash,
+    "disk-full": o.disk_full,
+    "partition": o.partition,
+    "spot-storm": o.spot_storm,
+    "nfs-fleet": o.nfs_fleet,
+    "rolling-restart": o.rolling_restart,
+    "flaky-wan": o.flaky_wan,
+    "swarm": o.swarm,
+    "rehearsal": o.rehearsal,
 }
 
 
@@ -34,36 +55,68 @@ class UnknownScenario(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
-    """What a run found. `coverage` is the share of (live node, live record) pairs that know each other."""
+class Case:
+    """All that a run follows from. What is None is drawn from the seed, or as the scenario has it.
 
-    scenario: str
-    seed: int
-    nodes: int
-    coverage: float
-    hops: int
-    seconds_to_full: float
-    copies_per_node: float
-    bytes_per_node_per_second: float
-    lost: int
-    violations: tuple[str, ...]
-    trace_hash: str
-    reproduce: str
-    bites: tuple[tuple[str, int], ...] = ()
-    accepted: int = 0
+    `fleet` replaces the invented one (`hosts` is the file it came from, for `command`); `requests` are what a person
+    asked for on the command line.
+    """
+
+    scenario: str = "first-light"
+    seed: int = 1
+    nodes: int | None = None
+    fleet: Fleet | None = None
+    hosts: str = ""
+    seconds: int | None = None
+    operations: int | None = None
+    faults: tuple[str, ...] | None = None
+    requests: tuple[Request, ...] = ()
+
+    @property
+    def command(self) -> str:
+        """What reproduces this run, bit for bit."""
+        words = ["spore simulate", self.scenario]
+        if self.hosts:
+            words.append(f"--hosts {quote(self.hosts)}")
+        elif self.nodes is not None:
+            words.append(f"--nodes {self.nodes}")
+        words += [f"--{request.option} {quote(request.text)}" for request in self.requests]
+        if self.faults is not None:
+            words.append(f"--faults {','.join(self.faults) or 'none'}")
+        if self.operations is not None:
+            words.append(f"--operations {self.operations}")
+        if self.seconds is not None:
+            words.append(f"--seconds {self.seconds}")
+        return " ".join([*words, f"--seed {self.seed}"])
 
 
 def run(
     scenario: str = "first-light", nodes: int | None = None, seed: int = 1, fleet: Fleet | None = None, hosts: str = ""
 ) -> Report:
-    """Run one seed. `fleet` replaces the invented one (`hosts` is the file it came from, for `reproduce`).
+    """Run one seed.
 
     Raises UnknownScenario for a name that is not in `SCENARIOS`, ValueError for a count that cannot be simulated.
     """
-    world = build(scenario, nodes, seed, fleet)
+    return run_case(Case(scenario, seed, nodes, fleet, hosts))
+
+
+def run_case(case: Case) -> Report:
+    """Run one case. Raises as `run` does, and ValueError for requests that the fleet cannot meet."""
+    return _run(build_case(case), case)
+
+
+def run_sampled(case: Case) -> tuple[Report, Samples]:
+    """The same run, looked at over time."""
+    world = build_case(case)
+    samples = Samples(world)
+    samples.start()
+    return _run(world, case), samples
+
+
+def _run(world: World, case: Case) -> Report:
     with _uncollected():
         world.run()
-    return _report(world, scenario, nodes, hosts)
+    return report(world, case.scenario, case.command)
 
 
 @contextmanager
@@ -79,48 +132,36 @@ def _uncollected() -> Iterator[None]:
 
 
 def build(scenario: str, nodes: int | None, seed: int, fleet: Fleet | None = None, keep_trace: int = 0) -> World:
-    if scenario not in _OPTIONS:
-        raise UnknownScenario(f"there is no scenario {scenario!r}; use one of {', '.join(SCENARIOS)}")
-    if nodes is not None and not 3 <= nodes <= NODES_MAX:
-        raise ValueError(f"{nodes} nodes cannot be simulated; use 3 to {NODES_MAX}")
-    random = Random(f"{seed}/{scenario}")
-    options = _OPTIONS[scenario](random, nodes)
-    if fleet is not None:
-        options = replace(options, nodes=len(fleet.hosts))
-    return World(options, fleet or invent_fleet(random, options.nodes), seed, keep_trace)
+    return build_case(Case(scenario, seed, nodes, fleet), keep_trace)
 
 
-def _report(world: World, scenario: str, nodes: int | None, hosts: str) -> Report:
-    where = f" --hosts {hosts}" if hosts else f" --nodes {nodes}" if nodes else ""
-    count = len(world.nodes)
-    seconds = max(1.0, world.schedule.now_ms / 1000)
-    held = sum(store.digests() for store in world.oracle.distinct_stores())
-    settled = max(0, world.settled_ms - max(world.clients.last_ms, 0))
-    return Report(
-        scenario=scenario,
-        seed=world.seed,
-        nodes=count,
-        coverage=_coverage(world),
-        hops=world.oracle.hops(),
-        seconds_to_full=settled / 1000,
-        copies_per_node=round(held / count, 2),
-        bytes_per_node_per_second=round(world.around.network.bytes / count / seconds, 1),
-        lost=len(world.verdict.lost),
-        violations=tuple(world.oracle.violations),
-        trace_hash=world.around.trace.hexdigest(),
-        reproduce=f"spore simulate {scenario}{where} --seed {world.seed}",
-        bites=tuple(sorted(world.around.bites.items())),
-        accepted=len(world.oracle.promises),
-    )
+def build_case(case: Case, keep_trace: int = 0) -> World:
+    if case.scenario not in _OPTIONS:
+        raise UnknownScenario(f"there is no scenario {case.scenario!r}; use one of {', '.join(SCENARIOS)}")
+    if case.nodes is not None and not NODES_MIN <= case.nodes <= NODES_MAX:
+        raise ValueError(f"{case.nodes} nodes cannot be simulated; use {NODES_MIN} to {NODES_MAX:,}")
+    random = Random(f"{case.seed}/{case.scenario}")
+    options = _OPTIONS[case.scenario](random, case.nodes)
+    fleet = case.fleet or invent_fleet(random, options.nodes, options.shape)
+    options = replace(options, nodes=len(fleet.hosts))
+    return World(_as_asked(options, case, fleet), fleet, case.seed, keep_trace)
 
 
-def _coverage(world: World) -> float:
-    living = world.verdict.living()
-    records = {
-        record.key: record
-        for node in living
-        for record in node.disk.catalogue.snapshot().records.values()
-        if record.state is State.LIVE
-    }
-    known = sum(node.disk.catalogue.record(key) is not None for node in living for key in sorted(records))
-    return round(known / (len(living) * len(records)), 4) if living and records else 0.0
+def _as_asked(options: Options, case: Case, fleet: Fleet) -> Options:
+    """The scenario's options with what the case says otherwise."""
+    script = (*options.script, *(action for request in case.requests for action in request.actions(fleet)))
+    options = replace(options, script=script, busy_ms=max(options.busy_ms, _end_ms(script) + REST_MS))
+    if case.operations is not None:
+        options = replace(options, operations=case.operations)
+    if case.seconds is not None:
+        options = replace(options, busy_ms=case.seconds * 1000)
+    if case.faults is not None:
+        unknown = [name for name in case.faults if name not in FAULT_NAMES]
+        if unknown:
+            raise ValueError(f"there is no fault {unknown[0]!r}; use none, or some of {', '.join(FAULT_NAMES)}")
+        options = o.only(options, case.faults)
+    return options
+
+
+def _end_ms(script: tuple[Action, ...]) -> int:
+    return max((max(action.at_ms, action.until_ms) for action in script), default=0)

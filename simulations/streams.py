@@ -18,7 +18,7 @@ from simulations.chance import between
 from simulations.driver import SimNode
 from simulations.network import Network
 
-BYTES_PER_MS = 50_000  # 400 Mbit/s
+BYTES_PER_MS = 125_000  # 1 Gbit/s: a host without a limit is bound by its link
 BATCH_BYTES = 8 << 20  # small artifacts written at once, as in the agent
 STALL_MS = 30_000  # a stream that does not move is cut by the watchdog after this
 STEPS_MAX = 4  # of one large artifact: enough for a break in the middle
@@ -26,9 +26,9 @@ STEPS_MAX = 4  # of one large artifact: enough for a break in the middle
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """After `delay_ms` these artifacts stand in staging up to these chunks."""
+    """Once so many more bytes have come, these artifacts stand in staging up to these chunks."""
 
-    delay_ms: int
+    size_bytes: int
     upto: tuple[tuple[Record, int], ...]
 
 
@@ -67,6 +67,22 @@ class Streams:
         self.nodes = nodes
         self.weather = Weather()
         self.payload_bytes = 0
+        self._free_ms: dict[NodeId, int] = {}  # when what each node is sending now will have left it
+        self._rates: dict[NodeId, int] = {}
+
+    def _paced_ms(self, sender: NodeId, size_bytes: int) -> int:
+        """How long these bytes take from now: all that a node sends shares its egress limit, first come, first sent."""
+        now_ms = self.network.schedule.now_ms
+        start_ms = max(now_ms, self._free_ms.get(sender, 0))
+        self._free_ms[sender] = start_ms + size_bytes // self._bytes_per_ms(sender) + 1
+        return self._free_ms[sender] - now_ms
+
+    def _bytes_per_ms(self, sender: NodeId) -> int:
+        rate = self._rates.get(sender)
+        if rate is None:
+            limit = self.nodes[sender].around.fleet.egress_bytes_per_second(sender)
+            rate = self._rates[sender] = max(1, BYTES_PER_MS if limit is None else min(BYTES_PER_MS, limit // 1000))
+        return rate
 
     # --- uploads ---
 
@@ -98,7 +114,7 @@ class Streams:
             run.sender.bite("stream_stalled")
             self.network.schedule.after(STALL_MS, self._end, run, "the stream stalled")
             return
-        self.network.schedule.after(step.delay_ms, self._take, run, step)
+        self.network.schedule.after(self._paced_ms(run.sender.name, step.size_bytes), self._take, run, step)
 
     def _take(self, run: Run, step: Step) -> None:
         sends, takes = run.lives()
@@ -151,7 +167,7 @@ class Streams:
             node.handle(Arrived(node.name, effect.transfer, (), ((effect.record, why),)))
             return
         source = sources.pop(0)
-        duration = effect.record.size // BYTES_PER_MS + 2 * self.network.latency_ms(node.name, source)
+        duration = self._paced_ms(source, effect.record.size) + 2 * self.network.latency_ms(node.name, source)
         node.later(duration, self._fetched, node, effect, source, sources)
 
     def _fetched(self, node: SimNode, effect: Fetch, source: NodeId, sources: list[NodeId]) -> None:
@@ -183,10 +199,10 @@ def _steps(parcels: Sequence[Parcel]) -> list[Step]:
         batch.append((record, 1))
         batch_bytes += record.size
         if batch_bytes >= BATCH_BYTES:
-            steps.append(Step(batch_bytes // BYTES_PER_MS + 1, tuple(batch)))
+            steps.append(Step(batch_bytes, tuple(batch)))
             batch, batch_bytes = [], 0
     if batch:
-        steps.append(Step(batch_bytes // BYTES_PER_MS + 1, tuple(batch)))
+        steps.append(Step(batch_bytes, tuple(batch)))
     return steps
 
 
@@ -195,4 +211,5 @@ def _large(parcel: Parcel) -> list[Step]:
     first = min((stripe.first for stripe in parcel.stripes), default=0)
     stride = max(1, -(-(total - first) // STEPS_MAX))
     ends = [*range(min(first + stride, total), total, stride), total]
-    return [Step(stride * CHUNK_BYTES // BYTES_PER_MS, ((parcel.record, end),)) for end in dict.fromkeys(ends)]
+    starts = [first, *ends[:-1]]
+    return [Step((end - start) * CHUNK_BYTES, ((parcel.record, end),)) for start, end in zip(starts, ends, strict=True)]

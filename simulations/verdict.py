@@ -102,12 +102,25 @@ class Verdict:
         record = self.oracle.newest_with(promise)
         if self.oracle.superseded(record) or self.oracle.elsewhere(record.digest):
             return
-        keepers = [node for node in sorted(promise.guarantors) if not self.oracle.stores[node].gone]
+        alive = [node for node in sorted(promise.guarantors) if node not in self.oracle.gone]
+        keepers = [node for node in alive if not self._handed_on(node, record)]
         broken = promise.referenced and any(record.digest in self.oracle.stores[n].by_user for n in keepers)
-        if (keepers and not broken) or (not keepers and promise.outlives):
+        outlives = promise.outlives or (alive and self._once_held(record))
+        if (keepers and not broken) or (not keepers and outlives):
             self.lost.append(name)
             who = ", ".join(promise.guarantors)
             self.oracle.violation(f"{name} ({record.digest.hex()[:12]}) was accepted by {who} and is lost")
+
+    def _handed_on(self, node: NodeId, record: Record) -> bool:
+        """An excluded node keeps nothing once an artifact is durable: from then on its holders answer for it."""
+        excluded = self.around.fleet.host(node).excluded
+        return excluded and self.oracle.copies(record) >= self.oracle.needed(record)
+
+    def _once_held(self, record: Record) -> bool:
+        """Whether a disk that is still there has held these bytes, and no user took them away."""
+        keeping = [n for n in sorted(self.oracle.stores) if not self.around.fleet.host(n).excluded]
+        stores = [self.oracle.stores[node] for node in keeping]
+        return any(record.digest in s.held_since and record.digest not in s.by_user and not s.gone for s in stores)
 
     def _judge_name(self, name: str) -> None:
         """All agree on the newest version; nothing below a tombstone lives."""
@@ -117,7 +130,7 @@ class Verdict:
         newest = max(known, key=lambda record: record.order)
         for node in self.living():
             versions = node.disk.catalogue.versions(name)
-            if not versions or versions[0].key != newest.key:
+            if not versions or (versions[0].key, versions[0].meta) != (newest.key, newest.meta):
                 found = f"{versions[0].hlc} of {versions[0].origin}" if versions else "none"
                 self.oracle.violation(f"{node.name} has {found} as newest {name}, not {newest.hlc} of {newest.origin}")
             graves = [v for v in versions if v.state is State.DELETED]
@@ -137,7 +150,7 @@ class Verdict:
         for path in sorted(node.store.files):
             self._judge_path(node, path)
         if host.excluded:
-            held = [p for p in catalogue.snapshot().holdings.values() if p.node == node.name and p.present]
+            held = [p for p in catalogue.tables.holdings.values() if p.node == node.name and p.present]
             if held:
                 self.oracle.violation(f"{node.name} is excluded from sync and holds {len(held)} artifacts")
 

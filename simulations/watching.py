@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from protocol.effects import Inline, Kept, Referenced, Source
-from protocol.events import Put, Withdrawn
+from protocol.events import Put, RootKnown, Withdrawn
 from protocol.fleet import Kind, is_reserved
 from protocol.names import name_of
-from protocol.values import Digest, Place, Record
+from protocol.values import Digest, Place
 from simulations.chance import between
 from simulations.disks import SimFile
 
@@ -33,6 +33,7 @@ class Claims:
     """Which member of an NFS group accepts which state of a file; lies in the shared store."""
 
     taken: dict[tuple[str, int], tuple[str, int]] = field(default_factory=dict)
+    recorded: dict[tuple[str, int], None] = field(default_factory=dict)  # the claimer's manifest knows it
 
 
 class Watching:
@@ -42,9 +43,12 @@ class Watching:
         self.node = node
         self.claims = Claims()
         self.scanned = False  # the first scan of this life is complete: what is new after it is news
+        self.old: dict[tuple[str, int], None] = {}  # what lay here when we first looked and was not known then
+        self.root_known = False  # all of that is known by now
 
     def start(self) -> None:
-        self.scanned = False
+        self.scanned = self.root_known = False
+        self.old.clear()
         self.node.later(RESCAN_FIRST_MS, self._rescan)
 
     # --- what users do ---
@@ -72,17 +76,32 @@ class Watching:
 
     def _rescan(self) -> None:
         """Look at every file and every place: events are missed, and nothing was seen while the node was down."""
-        places = self.node.disk.catalogue.snapshot().places
+        places = self.node.disk.catalogue.tables.places
         for path in sorted({**self.node.store.files, **places}):
             self._look(path)
         self.scanned = True
+        self._look_whether_all_is_known()
         interval = self.node.around.fleet.routing_for(self.node.name).auto_sync_interval_seconds
         self.node.later(int(interval * 1000), self._rescan)
+
+    def _look_whether_all_is_known(self) -> None:
+        """As the agent's intake says it at the end of a scan: of what lay here nothing waits to be taken in."""
+        if not self.root_known and not any(self._waits(path, inode) for path, inode in self.old):
+            self.root_known = True
+            self.node.handle(RootKnown())
+
+    def _waits(self, path: str, inode: int) -> bool:
+        file = self.node.store.files.get(path)
+        if file is None or file.inode != inode or self.node.depot.place_at(path) is not None:
+            return False
+        return self.claims.taken.get((path, inode), (self.node.name, 0))[0] == self.node.name
 
     def _look(self, path: str) -> None:
         file = self.node.store.files.get(path)
         place = self.node.disk.catalogue.place(path)
         if self.node.depot.place_at(path) is not None:
+            if file is not None and place is not None and self.node.store.stands(place):
+                self.claims.recorded[path, file.inode] = None
             return
         if file is not None and self._is_artifact(path):
             self.found(path, self.node.around.fleet.kind_of_path(path))
@@ -98,8 +117,10 @@ class Watching:
         """A file that is not known as it is now."""
         file = self.node.store.files.get(path)
         place = self.node.disk.catalogue.place(path)
+        if file is not None and not self.scanned:
+            self.old[path, file.inode] = None
         if file is not None and kind is not None and self._claim(path, file, kind):
-            self._accept(path, file, kind, live=self.scanned)
+            self._accept(path, file, kind, live=(path, file.inode) not in self.old)
         elif place is not None:
             self.node.handle(Withdrawn(place, "another member of the group has changed the file"))
 
@@ -110,7 +131,7 @@ class Watching:
         commit: so it does not outrank anything, unless the file that we knew at this path was changed.
         """
         file = self.node.store.files.get(path)
-        if file is not None and kind is not None:
+        if file is not None and kind is not None and self._claim(path, file, kind):
             self._accept(path, file, kind, live=False)
 
     def _accept(self, path: str, file: SimFile, kind: Kind, live: bool) -> None:
@@ -118,15 +139,16 @@ class Watching:
         delay = file.size // ACCEPT_BYTES_PER_MS + 1
         self.node.later(delay, self._accepted, path, file, kind, live)
 
-    def _known(self, path: str, name: str, file: SimFile) -> bool:
-        """Whether a file of the first scan is a user's change of one that we knew.
+    def _is_new(self, name: str, path: str, file: SimFile) -> bool:
+        """Whether a file that nobody saw being written is a user's new one, by the rule of the agent's intake.
 
         It may be one that an earlier life published and did not live to commit: its bytes are those of a known version
-        then, or nothing is known of its path. Such a file must not outrank anything.
+        then, or no scan has found it, since its path is not watched. Such a file must not outrank anything.
         """
-        catalogue = self.node.disk.catalogue
-        versions = [version.digest for version in catalogue.versions(name)]
-        return self.node.disk.known and catalogue.place(path) is not None and file.digest not in versions
+        kind = self.node.around.fleet.kind_of_path(path)
+        if kind is None or not name.startswith(kind.name + "/") or not self.node.disk.known:
+            return False
+        return all(version.digest != file.digest for version in self.node.disk.catalogue.versions(name))
 
     def _accepted(self, path: str, file: SimFile, kind: Kind, live: bool) -> None:
         if self.node.store.files.get(path) is not file:
@@ -138,7 +160,7 @@ class Watching:
             return
         fleet = self.node.around.fleet
         name = name_of(kind.name, path, self.node.name, kind.namespace == "node")
-        known = live or self._known(path, name, file)
+        known = live or self._is_new(name, path, file)
         if not known:
             self.node.bite("found_without_history")
         elif not file.users:
@@ -169,7 +191,9 @@ class Watching:
         self.claims.taken[path, file.inode] = (self.node.name, now)
         return True
 
-    def published(self, record: Record, place: Place) -> None:
-        """What is published is claimed too, so that the other members let it be."""
+    def published(self, path: str) -> None:
+        """What is published is claimed too, in the moment it gets its name, so that the other members let it be."""
         if self.node.store.shared:
-            self.claims.taken.setdefault((place.path, place.inode), (self.node.name, 0))
+            inode = self.node.store.files[path].inode
+            self.claims.taken.setdefault((path, inode), (self.node.name, 0))
+            self.claims.recorded[path, inode] = None

@@ -15,15 +15,18 @@ from simulations.clients import Clients
 from simulations.disks import LocalDisk, StoreDisk
 from simulations.driver import SimNode
 from simulations.faults import Faults
+from simulations.links import Links
 from simulations.memory import MemoryCatalogue
 from simulations.network import Network
 from simulations.options import Options
 from simulations.oracle import Oracle
 from simulations.schedule import Schedule, Trace
+from simulations.script import Script
 from simulations.streams import Streams
 from simulations.surroundings import Surroundings
 from simulations.verdict import Verdict
 from simulations.watching import Claims
+from simulations.workers import Workers
 
 LOOK_MS = 1_000  # between looks at whether all has settled
 STEADY_MS = 6_000  # it must stay settled for so long
@@ -39,20 +42,23 @@ class World:
         self.schedule = Schedule()
         self.oracle = Oracle(self.schedule, fleet)
         bites: dict[str, int] = {}
-        network = Network(self.schedule, Random(f"{seed}/network"), bites)
+        chance = Random(f"{seed}/network")
+        links = Links(seed, chance, options.equal_latency_ms)
+        network = Network(self.schedule, links, chance, bites)
         self.around = Surroundings(fleet, self.schedule, Trace(keep_trace), network, self.oracle, bites)
         self.nodes: dict[NodeId, SimNode] = {}
         self.around.streams = Streams(network, Random(f"{seed}/streams"), self.nodes)
         self._build()
-        self.clients = Clients(self.around, self.nodes, options, seed)
+        users = Workers if options.rehearsal else Clients
+        self.clients: Clients | Workers = users(self.around, self.nodes, options, seed)
         self.faults = Faults(self.around, self.nodes, options, seed)
+        self.script = Script(self.around, self.nodes, options.script)
         self.verdict = Verdict(self.around, self.nodes)
         self.settled_ms = 0
 
     def _build(self) -> None:
         stores: dict[str, StoreDisk] = {}
         claims: dict[str, Claims] = {}
-        domains = {name: self.fleet.domain(name) for name in sorted(self.fleet.hosts)}
         for name in sorted(self.fleet.hosts):
             host = self.fleet.hosts[name]
             group = host.nfs_group or name
@@ -62,7 +68,7 @@ class World:
             node = SimNode(name, self.around, store, disk, Random(f"{self.seed}/{name}"))
             node.watching.claims = claims.setdefault(group, Claims())
             self.nodes[name] = node
-            self.around.network.join(node, domains)
+            self.around.network.join(node, self.fleet.domain(name))
             if not host.dial_address:
                 self.around.network.weather.deaf[name] = None
             self.oracle.join(name, store, disk)
@@ -78,6 +84,7 @@ class World:
             self.schedule.after(index * 7, self.nodes[name].start)
         self.clients.schedule()
         self.faults.schedule()
+        self.script.schedule()
         self.schedule.run_until(self.options.busy_ms)
         self.faults.heal()
         self.settle()

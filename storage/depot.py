@@ -249,6 +249,11 @@ class Depot:
         """
         self._private.unpin(place.path)
 
+    def recorded(self, place: Place) -> None:
+        """The put of this file was committed: another member of our NFS group may replace it by a newer version."""
+        with sentences(f"mark {place.path} as recorded"):
+            Claims(self.store, self._files).record(place.path, place.size, place.mtime_ns)
+
     def unlink(self, places: Sequence[Place]) -> tuple[str, ...]:
         """Remove files of ours, durably, each only if it is still what its place says; sentences for what stayed.
 

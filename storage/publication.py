@@ -238,8 +238,10 @@ class Publisher:
 
     def _left_over(self, job: _Job, relpath: str, now: os.stat_result) -> Place | None:
         """What a crash left between a rename and its commit: the very bytes that are to come, or, where nobody but us
-        writes, any other. It is taken for what it is, and makes room like an older version. None: a user's file."""
+        writes, any other; and what another member of our NFS group has recorded. It is taken for what it is, and makes
+        room like an older version. None: a user's file."""
         ours = relpath.partition("/")[0] == PEERS_FOLDER and not self._store.shared  # else a mate may have written it
+        ours = ours or self._claims.recorded(relpath, now.st_size, now.st_mtime_ns)
         if not ours and now.st_size != job.record.size:
             return None
         fd = self._files.open(self._store.root / relpath, _READ)

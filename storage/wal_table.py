@@ -184,9 +184,10 @@ class Table:
 
     def fits(self, entries: int, added_bytes: int) -> bool:
         """One segment's worth stays free, so that `release` and `compact`, which make room, always have some."""
-        usage = self.usage()
         limit_bytes = self._bounds.size_bytes_max - self._bounds.segment_bytes
-        return usage.live_entries + entries <= self._bounds.entries_max and usage.bytes + added_bytes <= limit_bytes
+        with self._lock:  # asked before each put: no more is added up than is needed
+            size_bytes = sum([segment.size_bytes for segment in self._segments.values()])
+            return len(self._places) + entries <= self._bounds.entries_max and size_bytes + added_bytes <= limit_bytes
 
     def victim(self, current: Segment | None) -> Segment | None:
         """The oldest closed segment, if removing it is worth the copying.

@@ -140,6 +140,7 @@ class Bench:
         """Start, with room on the disk, and say of itself what there is to say."""
         self.done(e.Boot(tuple(pending), last_hlc))
         self.done(e.DiskChanged(accepting, True, 1 << 40, 1 << 30))
+        self.done(e.RootKnown())
         return self
 
     def connect(self, *nodes: str, **facts: Any) -> Bench:
@@ -208,10 +209,10 @@ class Bench:
         return self.hears(peer, m.Offer(transfer, tuple(Parcel(r) for r in records)))
 
     def arrives(self, peer: str, *records: Record, transfer: int = 7) -> list[f.Effect]:
-        """From the offer to the bytes in staging: what the replica asks for then."""
+        """From the offer to the bytes in staging, the records written: what the replica asks for then."""
         self.offer(peer, *records, transfer=transfer)
         self.handle(e.Reserved(peer, transfer, ((),) * len(records), ("",) * len(records)))
-        return self.handle(e.Arrived(peer, transfer, records))
+        return self.done(e.Arrived(peer, transfer, records))
 
     def holds_from(self, peer: str, *records: Record, transfer: int = 7) -> list[f.Effect]:
         """A whole transfer from a peer, up to the committed holding."""

@@ -171,6 +171,9 @@ def test_every_command_explains_itself(name: str) -> None:
         (["simulate", "nonsense"], "there is no scenario 'nonsense'"),
         (["simulate", "--nodes", "5", "--hosts", "f"], "leave --nodes out"),
         (["simulate", "--hosts", "none.yaml"], "cannot be read"),
+        (["simulate", "--kill", "a:1"], "say which one with --hosts FILE"),
+        (["simulate", "crash", "--fill", "a", "--hosts", "f"], "--fill belongs to the scenario rehearsal"),
+        (["simulate", "--faults", "rain"], "there is no fault 'rain'; use none, or some of fuse, power"),
     ],
 )
 def test_wrong_usage_is_one_sentence_and_exit_2(directory: Path, words: list[str], says: str) -> None:
@@ -684,7 +687,8 @@ def test_simulate_prints_the_stable_fields() -> None:
     facts = printed("simulate", "convergence", "--nodes", "3", "--seed", "7")
     assert list(facts) == [
         *("scenario", "seed", "nodes", "coverage", "hops", "seconds_to_full", "copies_per_node"),
-        *("bytes_per_node_per_second", "lost", "violations", "trace_hash", "reproduce"),
+        *("bytes_per_node_per_second", "accepted", "refused", "at_risk", "lost", "violations"),
+        *("trace_hash", "reproduce", "passed", "losses", "remedies", "shrunk"),
     ]
     assert (facts["scenario"], facts["seed"], facts["nodes"]) == ("convergence", 7, 3)
 

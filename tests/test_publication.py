@@ -409,6 +409,30 @@ def test_publishing_into_a_shared_store_claims_the_file_for_all_members(tmp_path
     assert place.path.endswith(".node-a")
 
 
+def test_what_another_member_published_makes_room_for_a_newer_version(tmp_path: Path) -> None:
+    """Else a group whose members take turns at receiving would show the first version for ever."""
+    first, second = (Bench(tmp_path, node=node, shared=True) for node in ("node-a", "node-b"))
+    first.publish(first.arrive(OLD))
+    outcome = second.publish(second.arrive(NEW))
+    assert outcome.failed == ()
+    assert (second.root / PATH).read_bytes() == NEW
+    [(path, moved)] = outcome.moved
+    assert (path, moved.private, (second.root / moved.path).read_bytes()) == (PATH, True, OLD)
+
+
+def test_a_users_file_makes_room_once_the_member_that_accepted_it_has_recorded_it(tmp_path: Path) -> None:
+    first, second = (Bench(tmp_path, node=node, shared=True) for node in ("node-a", "node-b"))
+    (first.root / PATH).parent.mkdir(parents=True)
+    (first.root / PATH).write_bytes(OLD)
+    accepted = first.depot.accept_file(PATH)
+    newer = second.arrive(NEW)
+    assert _failure(second.publish(newer)) == LOCAL_CHANGE
+    assert accepted.place is not None
+    first.depot.recorded(accepted.place)
+    assert second.publish(newer).failed == ()
+    assert (second.root / PATH).read_bytes() == NEW
+
+
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
 @pytest.mark.parametrize("count", [1, SYNC_EACH_MAX + 1])
 def test_a_call_that_fails_loses_nothing_and_the_next_publication_works(tmp_path: Path, code: int, count: int) -> None:

@@ -4,6 +4,8 @@ from protocol import effects as f
 from protocol import events as e
 from protocol import messages as m
 from protocol.replica import SWEEP_FIRST_MS
+from protocol.retention import ROOT_KNOWN_MS_MAX
+from protocol.values import Record
 from tests.replicas import NOW, Bench, holding, only, private, record, sent
 
 NAME = "checkpoint/checkpoints/step-5"
@@ -91,3 +93,53 @@ def test_what_made_room_is_still_held() -> None:
     alpha.done(e.Published(publish.op, done, moved=(("checkpoints/step-5", private(5)),)))
     assert alpha.replica.ctx.holds(newer.digest)
     assert alpha.replica.ctx.holds(older.digest)
+
+
+def dropped(effects: list[f.Effect]) -> set[int]:
+    """The stamps of the versions that are being dropped."""
+    return {key.hlc for commit in only(effects, f.Commit) for key in commit.batch.forget_records}
+
+
+def superseded(bench: Bench) -> Record:
+    """Four versions of a name that keeps three are told, the newest of them durable; the oldest."""
+    versions = [record(NAME, number, origin="delta", at_ms=NOW + number) for number in range(5, 9)]
+    bench.told("beta", *versions, holding("beta", 8))
+    bench.told("gamma", holding("gamma", 8))
+    return versions[0]
+
+
+def test_no_version_is_dropped_after_a_start_before_the_root_was_read() -> None:
+    """Its file may lie there, published and not committed: of no known version, it would pass for a user's new one."""
+    alpha = Bench()
+    alpha.done(e.Boot((), 0))
+    oldest = superseded(alpha.connect("beta", "gamma"))
+    assert dropped(alpha.tick()) == set()
+    alpha.done(e.RootKnown())
+    assert dropped(alpha.tick()) == {oldest.hlc}
+
+
+def test_a_root_that_is_never_read_to_its_end_does_not_keep_every_version_for_ever() -> None:
+    alpha = Bench()
+    alpha.done(e.Boot((), 0))
+    oldest = superseded(alpha.connect("beta", "gamma"))
+    assert dropped(alpha.tick(ROOT_KNOWN_MS_MAX)) == {oldest.hlc}
+
+
+def test_a_version_is_not_dropped_while_its_bytes_take_their_name() -> None:
+    alpha = Bench().boot().connect("beta", "gamma")
+    first = record(NAME, 5, origin="delta", at_ms=NOW + 5)
+    (publish,) = only(alpha.arrives("beta", first), f.Publish)
+    superseded(alpha)
+    assert dropped(alpha.tick()) == set()
+    done = tuple((item.record, alpha.published_at(item)) for item in publish.items)
+    alpha.done(e.Published(publish.op, done))
+    assert dropped(alpha.tick()) == {first.hlc}
+
+
+def test_a_stamp_from_the_future_does_not_keep_others_from_repairing() -> None:
+    """Its origin, whose clock was ahead, has lost the file: the first holder makes the missing copy."""
+    ahead = record(NAME, 5, origin="gamma", at_ms=NOW + 600_000)
+    alpha = Bench().boot().connect("beta", "gamma").has(ahead, holding("alpha", 5), places=[private(5)])
+    (scan,) = only(alpha.tick(SWEEP_FIRST_MS), f.Scan)
+    out = alpha.done(e.Scanned(scan.op, ((ahead, (holding("alpha", 5),)),), last=True))
+    assert [peer for peer, _ in sent(out, m.Offer)] == ["beta"]

@@ -74,7 +74,30 @@ def test_with_room_the_sender_is_told_what_is_missing() -> None:
 
 def test_what_has_arrived_is_published_under_its_name() -> None:
     alpha, made = ready(), record(NAME, 5)
+    alpha.told("beta", made)
     assert alpha.arrives("beta", made) == [f.Publish(1, (f.Publication(made, PATH),))]
+
+
+def test_a_record_that_nobody_has_told_yet_is_written_before_the_file_gets_its_name() -> None:
+    """After a crash between the two, the next scan would take the file for a user's new version."""
+    alpha, made = ready(), record(NAME, 5)
+    alpha.offer("beta", made)
+    alpha.handle(e.Reserved("beta", 7, ((),), ("",)))
+    (commit,) = alpha.handle(e.Arrived("beta", 7, (made,)))
+    assert isinstance(commit, f.Commit)
+    assert commit.batch == Batch(Rows((made,)))
+    assert only(alpha.settle(), f.Publish) == [f.Publish(1, (f.Publication(made, PATH),))]
+
+
+def test_a_file_whose_record_cannot_be_written_gets_no_name_and_the_sender_hears_why() -> None:
+    alpha, made = ready(), record(NAME, 5)
+    alpha.offer("beta", made)
+    alpha.handle(e.Reserved("beta", 7, ((),), ("",)))
+    alpha.handle(e.Arrived("beta", 7, (made,)))
+    out = alpha.fail() + alpha.settle()
+    assert only(out, f.Publish) == []
+    (receipt,) = [receipt for _, receipt in sent(out, m.Receipt)]
+    assert receipt.failed == ((made.digest, "its record could not be written"),)
 
 
 def test_a_published_file_becomes_a_holding_and_nobody_is_told_before_that_is_written() -> None:
@@ -83,9 +106,8 @@ def test_a_published_file_becomes_a_holding_and_nobody_is_told_before_that_is_wr
     (commit,) = alpha.handle(e.Published(publish.op, ((made, place(PATH, 5)),)))
     assert isinstance(commit, f.Commit)
     (held,) = commit.batch.rows.holdings
-    assert commit.batch == Batch(
-        Rows((made,), (Holding("alpha", store_of("alpha"), digest(5), held.seq),)), (place(PATH, 5),)
-    )
+    expected = Holding("alpha", store_of("alpha"), digest(5), held.seq)
+    assert commit.batch == Batch(Rows((), (expected,)), (place(PATH, 5),))
 
 
 def test_the_receipt_goes_to_the_sender_and_the_rows_to_all_once_the_holding_is_written() -> None:
@@ -134,7 +156,7 @@ def test_what_did_not_arrive_is_named_in_the_receipt_with_its_reason() -> None:
     good, bad, never = (record(f"npz/training/{at}", at) for at in (5, 6, 7))
     alpha.offer("beta", good, bad, never)
     alpha.handle(e.Reserved("beta", 7, ((),) * 3, ("",) * 3))
-    (publish,) = only(alpha.handle(e.Arrived("beta", 7, (good,), ((bad, "beta sent wrong bytes"),))), f.Publish)
+    (publish,) = only(alpha.done(e.Arrived("beta", 7, (good,), ((bad, "beta sent wrong bytes"),))), f.Publish)
     out = alpha.done(e.Published(publish.op, ((good, place("training/5", 5)),)))
     (receipt,) = [receipt for _, receipt in sent(out, m.Receipt)]
     assert [h.digest for h in receipt.holdings] == [good.digest]
@@ -334,7 +356,7 @@ def test_a_record_from_the_stream_never_replaces_the_one_agreed_to() -> None:
     alpha, made = ready(), record(NAME, 5)
     alpha.offer("beta", made)
     alpha.handle(e.Reserved("beta", 7, ((),), ("",)))
-    (publish,) = only(alpha.handle(e.Arrived("beta", 7, (record("npz/training/other", 5),))), f.Publish)
+    (publish,) = only(alpha.done(e.Arrived("beta", 7, (record("npz/training/other", 5),))), f.Publish)
     assert [item.record for item in publish.items] == [made]
 
 
@@ -400,7 +422,7 @@ def test_held_bytes_take_a_second_name_from_our_own_copy() -> None:
     alpha = ready()
     alpha.holds_from("beta", record(NAME, 5))
     other = record("npz/training/b.npz", 5)
-    out = alpha.offer("beta", other, transfer=8)
+    out = alpha.offer("beta", other, transfer=8) + alpha.settle()
     assert [publish.items for publish in only(out, f.Publish)] == [(f.Publication(other, "training/b.npz"),)]
     assert [take.refused for take in takes(out)] == [(m.HAVE,)]
 

@@ -100,6 +100,19 @@ def test_what_one_member_publishes_no_other_claims(tmp_path: Path) -> None:
         _claims(tmp_path, "node-b").claim("models/m", 10, 77)
 
 
+def test_what_a_member_has_recorded_may_make_room_and_what_it_only_claims_may_not(tmp_path: Path) -> None:
+    a, b = _claims(tmp_path, "node-a"), _claims(tmp_path, "node-b")
+    a.claim("models/m", 10, 77)
+    b.record("models/m", 10, 77)  # it is not b's to say
+    assert not b.recorded("models/m", 10, 77)
+    for _ in range(2):
+        a.record("models/m", 10, 77)
+    assert b.recorded("models/m", 10, 77)
+    assert not b.recorded("models/m", 10, 78)
+    with pytest.raises(ClaimedElsewhere, match="node-a claimed this file"):
+        b.claim("models/m", 10, 77)
+
+
 def test_a_claim_can_be_taken_over_once(tmp_path: Path) -> None:
     a, b, c = (_claims(tmp_path, node) for node in ("node-a", "node-b", "node-c"))
     a.claim("games/1.db", 10, 77)
@@ -127,6 +140,7 @@ def test_a_store_of_one_node_needs_no_claims(tmp_path: Path) -> None:
     claims = _claims(tmp_path, "node-a", shared=False)
     claims.claim("games/1.db", 10, 77)
     claims.note("games/2.db", 10, 77)
+    assert not claims.recorded("games/2.db", 10, 77)
 
     assert claims.sweep(1e12) == 0
     assert not (tmp_path / ".spore/claims").exists()

@@ -784,3 +784,11 @@ def test_a_glob_that_cannot_be_meant_is_refused_with_a_sentence(glob: str) -> No
 def test_a_glob_of_many_wildcards_takes_no_exponential_time() -> None:
     patterns = KindPatterns({"kind": ["**/" * 30 + "x"]})
     assert patterns.kind_of("a/" * 400 + "y") is None
+
+
+def test_a_path_is_watched_as_the_kind_that_a_scan_would_find_there(root: Path, agent: Agent) -> None:
+    async def ask() -> list[bool]:
+        async with watching(root, agent) as watcher:
+            return [watcher.watches(path, kind) for path, kind in (("models/a.pth", "model"), ("models/a.pth", "game"))]
+
+    assert asyncio.run(ask()) == [True, False]
