@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import cast
 
 from protocol import wire
+from protocol.fields import UnknownMessage
 from protocol.messages import Hello, Message, RowsMessage
 from protocol.values import Holding, Member, Record
 
@@ -53,7 +54,7 @@ class Frames:
         frame = wire.pack_value(said)
         try:
             wire.decode(wire.pack_value([version, LATER_MESSAGE, LATER_FIELD]))
-        except wire.UnknownMessage:
+        except UnknownMessage:
             self.bites["unknown_message"] = self.bites.get("unknown_message", 0) + 1
         return frame, wire.decode(frame)
 
