@@ -117,7 +117,7 @@ def test_a_node_that_was_frozen_is_found_down_and_catches_up(fleet: LocalFleet, 
         holds(fleet, "b", "meanwhile", content)
 
         def given_up() -> bool:
-            return any(row["node"] == "c" and row["state"] != "alive" for row in fleet.ask("a", "peers"))
+            return any(row["node"] == "c" and row["state"] == "down" for row in fleet.ask("a", "peers"))
 
         fleet.until(given_up, "a gives c up", GENEROUS_SECONDS)
         (risk,) = [row for row in fleet.ask("a", "risk") if row["name"] == name]
