@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from copy import deepcopy
+from functools import partial
+from itertools import cycle
 from typing import Any
 
 import pytest
@@ -12,7 +16,7 @@ from protocol.catalogue import HOLDERS_MAX, VERSIONS_MAX
 from protocol.context import Context
 from protocol.fleet import Fleet
 from protocol.recent import ANSWER_ROWS_MAX, KEPT_MAX, Recent
-from protocol.values import Batch, HoldingKey, RecordKey, Rows
+from protocol.values import NO_DIGEST, Batch, HoldingKey, RecordKey, Rows
 from simulations.memory import MemoryCatalogue
 from tests.test_catalogue_contract import (
     CLUSTER,
@@ -49,24 +53,29 @@ class Deaf:
         return ask
 
 
-@given(groups, st.lists(st.integers(0, 3), min_size=16, max_size=16), st.lists(keys, max_size=4))
-@settings(max_examples=300, deadline=None)
+def questions(recent: Recent) -> list[Callable[[], object]]:
+    """Each look-up by itself, so that what is kept of one kind meets what is not kept of another."""
+    asked: list[Callable[[], object]] = [lambda: None, lambda: recent.expect(NAMES, [D1, D2], PATHS)]
+    asked += [partial(recent.versions, name) for name in NAMES]
+    asked += [partial(recent.place, path) for path in PATHS]
+    for digest in (NO_DIGEST, D1, D2):
+        asked += [partial(look_up, digest) for look_up in (recent.sharers, recent.places, recent.holdings)]
+    return asked
+
+
+@given(groups, st.lists(st.integers(0, 18), min_size=1, max_size=60), st.lists(keys, max_size=4))
+@settings(max_examples=150, deadline=None)
 def test_what_is_remembered_is_what_the_manifest_says_after_any_history(
     history: list[list[Batch]], moments: list[int], asked: list[RecordKey]
 ) -> None:
     """Asked before, between the manifest's commit and the core's `Durable`, and while the core goes through a group."""
     manifest, recent = pair()
-    moment = iter(moments * 100)
+    ask = questions(recent)
+    moment = cycle(moments)
 
     def look() -> None:
-        match next(moment):
-            case 1:
-                answers(recent)
-            case 2:
-                recent.expect(NAMES, [D1, D2], PATHS)
-            case 3:
-                for key in asked:
-                    recent.record(key)
+        ask[next(moment)]()
+        ask[next(moment)]()
 
     for group in history:
         look()
@@ -75,10 +84,23 @@ def test_what_is_remembered_is_what_the_manifest_says_after_any_history(
         for batch in group:
             recent.committed(batch)
             look()
-        assert answers(recent) == answers(manifest)
         assert [recent.record(key) for key in asked] == [manifest.record(key) for key in asked]
-        recent.expect(NAMES, [D1, D2], PATHS)
-        assert answers(recent) == answers(manifest)
+        kept = deepcopy(recent)  # to be asked everything would be to keep everything
+        assert answers(kept) == answers(manifest)
+        kept.expect(NAMES, [D1, D2], PATHS)
+        assert answers(kept) == answers(manifest)
+
+
+def test_what_a_path_or_a_name_had_before_need_not_be_known() -> None:
+    manifest, recent = pair()
+    before, after = put(place("a"), record()), Batch(places=(place("a", D2),), forget_records=(record().key,))
+    manifest.apply([before])
+    assert recent.places(D1) == (place("a"),)
+    assert recent.sharers(D1) == (record(),)
+    manifest.apply([after])
+    recent.committed(after)
+    assert recent.places(D1) == recent.sharers(D1) == ()
+    assert recent.places(D2) == (place("a", D2),)
 
 
 def test_what_was_asked_or_committed_is_not_asked_again() -> None:
