@@ -16,6 +16,7 @@ from protocol.clock import SCANNED_MAX
 from protocol.effects import Answer, Entry, Inline, Publish, Referenced, Report
 from protocol.fleet import Fleet, Kind
 from protocol.messages import Message
+from protocol.names import OWN_FOLDER
 from protocol.values import (
     Batch,
     Digest,
@@ -78,6 +79,7 @@ class Oracle:
         self._stated: dict[tuple[HoldingKey, int], bool] = {}
         self._authored: dict[tuple[HoldingKey, int], None] = {}
         self.gone: dict[NodeId, int] = {}  # machines that will not come back, since when
+        self.unknown_files: dict[tuple[NodeId, str], None] = {}  # private ones that an old image's manifest lacks
         self.delays_ms: Counter[int] = Counter()  # from a record's first commit to its commit at each other node
         self._first_ms: dict[RecordKey, int] = {}
         self._request = 0
@@ -310,10 +312,14 @@ class Oracle:
         return max(same, key=lambda record: record.order, default=promise.record)
 
     def elsewhere(self, digest: Digest, but: StoreDisk | None = None) -> bool:
-        """Whether any disk that still exists has the bytes."""
-        if any(store is not but and store.holds(digest) for store in self.distinct_stores()):
+        """Whether any disk that still exists has the bytes, where its node can find them."""
+        if any(self._has(node, digest) for node, store in sorted(self.stores.items()) if store is not but):
             return True
         return any(node not in self.gone and self.has_inline(self.disks[node], digest) for node in sorted(self.disks))
+
+    def _has(self, node: NodeId, digest: Digest) -> bool:
+        store = self.stores[node]
+        return store.holds(digest) and any((node, p) not in self.unknown_files for p in store.paths_of(digest))
 
     def has_inline(self, disk: LocalDisk, digest: Digest) -> bool:
         return any(entry.record.digest == digest and isinstance(entry.source, Inline) for entry in disk.pending())
@@ -359,9 +365,12 @@ class Oracle:
         """A machine was restored from an old image: it answers for what that image has, and for nothing later."""
         store, disk = self.stores[node], self.disks[node]
         self._committed[node] = dict.fromkeys(disk.catalogue.tables.records)
+        known = disk.catalogue.tables.places
+        private = [path for path in store.files if path.startswith(OWN_FOLDER + "/") and path not in known]
+        self.unknown_files |= dict.fromkeys((node, path) for path in private)
         for promise in self.promises.values():
             digest = promise.record.digest
-            if node in promise.guarantors and not store.holds(digest) and not self.has_inline(disk, digest):
+            if node in promise.guarantors and not self._has(node, digest) and not self.has_inline(disk, digest):
                 del promise.guarantors[node]
         self._outlive()
 
