@@ -338,7 +338,8 @@ class Replica:
         self.ctx.report("info", "peer_up", f"{event.peer} is connected")
         self.spreading.session_up(event.peer, event.hello)
         self.sending.session_up(event.peer)
-        if lived:  # only its session had ended; whoever comes to life is looked at with all others who do
+        if lived:  # its row may say something else by now; whoever comes to life is looked at with all others who do
+            self.debts.recount()
             self.sending.replan_all()
 
     def _session_down(self, peer: NodeId, why: str) -> None:
