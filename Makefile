@@ -38,7 +38,7 @@ mutants: $(STAMP) ## break the code on purpose; every breakage must be caught
 	$(BIN)/python tests/mutants/run.py
 
 soak: $(STAMP)   ## the long forms: 200 kills, 50 database versions, many seeds
-	SPORE_SOAK=1 $(BIN)/pytest -q -m soak
+	$(BIN)/pytest -n $(WORKERS) -q -m soak
 
 clean:           ## remove what the other targets made
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

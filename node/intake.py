@@ -37,6 +37,7 @@ SNAPSHOT_SHARE_MAX = 0.1  # of the time goes into snapshots of one database: the
 MISSING_SECONDS = 600.0  # between looks for files that vanished unseen: a stat each
 PLACES_PAGE = 500
 ELSEWHERE_MAX = 100_000  # as many old files as the watcher remembers; beyond, the core's own limit ends the wait
+ROOT_LOOK_SECONDS = 0.5  # between looks whether what lay here is known: a stat for each of a page
 WAL_WAIT_SECONDS = 0.2  # the WAL is full: acceptance waits for receipts to release entries
 
 
@@ -71,13 +72,13 @@ class Intake:
     watcher: Watcher | None = None
     queue: dict[str, Found] = field(default_factory=dict)
     databases: dict[str, Database] = field(default_factory=dict)
-    running: dict[str, bool] = field(default_factory=dict)  # path → whether it was written while we watched
+    running: set[str] = field(default_factory=set)
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
     watching: asyncio.Lock = field(default_factory=asyncio.Lock)
     stopping: bool = False
     learning: bool = True  # the manifest is new or rebuilt: what lay here before ranks below whatever is known
-    root_known: bool = False  # so was all that lay here when this life began
+    root_scanned: bool = False  # the first scan of this life is complete
     elsewhere: dict[str, None] = field(default_factory=dict)  # files of that time which a mate of our store takes in
     missing_due_seconds: float = 0.0
 
@@ -176,12 +177,12 @@ class Intake:
     def _scanned(self) -> None:
         """The whole root was read: was all that lay there taken in? What is missing is looked for now and then."""
         now = asyncio.get_running_loop().time()
-        if not self.root_known and self._all_taken_in():
-            self.root_known = True
-            self.post(RootKnown())
-            if self.learning:
-                self.learning = False
-                self._spawn(self.manifest.set_scanned())
+        if self.learning and self._all_taken_in():
+            self.learning = False
+            self._spawn(self.manifest.set_scanned())
+        if not self.root_scanned:
+            self.root_scanned = True
+            self._spawn(self._until_root_is_known())
         if now >= self.missing_due_seconds:
             self.missing_due_seconds = now + MISSING_SECONDS
             self._spawn(self._withdraw_missing())
@@ -189,10 +190,42 @@ class Intake:
     def _all_taken_in(self) -> bool:
         """Whether the manifest knows every file that the first scan found: a later one is then new for certain."""
         assert self.watcher is not None, "it says that it has scanned"
-        in_hand = not all(self.running.values())
-        if in_hand or any(path not in self.elsewhere for path in self.watcher.old_files):
+        if self._old_files():
             return False
         return all(found.tried or found.live for found in self.databases.values())
+
+    def _old_files(self) -> list[str]:
+        assert self.watcher is not None, "it has scanned"
+        return [path for path in self.watcher.old_files if path not in self.elsewhere]
+
+    async def _until_root_is_known(self) -> None:
+        """Tell the core once each file that the first scan found has its place; looked for, not waited for till the
+        next scan, since the core drops no version before."""
+        loop = asyncio.get_running_loop()
+        while waiting := self._old_files()[:PLACES_PAGE]:
+            known = await loop.run_in_executor(self.threads, self._known_by_now, waiting)
+            for path in known:
+                self._forget_old(path)
+            if not known:
+                await asyncio.sleep(ROOT_LOOK_SECONDS)
+        self.post(RootKnown())
+
+    def _forget_old(self, path: str) -> None:
+        if self.watcher is not None:
+            self.watcher.forget_old(path)
+
+    def _known_by_now(self, paths: list[str]) -> list[str]:
+        """Those that are kept as they are, or gone."""
+        known = []
+        for path in paths:
+            try:
+                if self.is_known(path, os.stat(self.root / path)):
+                    known.append(path)
+            except FileNotFoundError:
+                known.append(path)
+            except OSError:
+                continue  # it may well be there
+        return known
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
@@ -214,14 +247,14 @@ class Intake:
                 await self.wake.wait()
                 continue
             found = self.queue.pop(path)
-            self.running[path] = found.live
+            self.running.add(path)
             try:
                 await self._accept(found)
             except Exception as problem:  # one file that nobody expected must not end the taking in of all others
                 self.report(Report("error", "fault", f"{path} was not accepted: {type(problem).__name__}: {problem}"))
                 self._again(found, 30 * RETRY_SECONDS)
             finally:
-                self.running.pop(path, None)
+                self.running.discard(path)
 
     async def _accept(self, found: Found) -> None:
         kind = self.fleet().kind(found.kind)
@@ -355,7 +388,7 @@ class Intake:
         database.wanted = False
         loop = asyncio.get_running_loop()
         started = loop.time()
-        self.running[database.path] = database.live
+        self.running.add(database.path)
         try:
             await self._wait_for_room()
             taken = await loop.run_in_executor(self.threads, self._take, database, self._stands(database))
@@ -368,7 +401,7 @@ class Intake:
             self.report(Report("warning", "snapshot_failed", f"{database.path}: {why}"))
             database.wanted = True
         finally:
-            self.running.pop(database.path, None)
+            self.running.discard(database.path)
             database.tried = True
             spent = loop.time() - started
             database.due_seconds = loop.time() + max(self._interval(), spent * (1 / SNAPSHOT_SHARE_MAX - 1))

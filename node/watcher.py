@@ -153,6 +153,10 @@ class Watcher:
         self._scan_wanted.set()
         await waiter
 
+    def forget_old(self, path: str) -> None:
+        """The caller knows this file by now, or it is gone."""
+        self._liveness.known(path)
+
     def watches(self, path: str, kind: str) -> bool:
         """Whether a scan finds a file at this path, as one of this kind."""
         return self._patterns.kind_of(path) == kind

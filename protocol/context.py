@@ -123,6 +123,7 @@ class Context:
             self._logging[self._seq + 1] = entry.record.digest
         self._seq += 1
         self._show(batch)
+        self.catalogue.begin(batch)
         self._started.append(Started(self._seq, batch, then, failed or self._shrug))
         self.emit(Commit(self._seq, batch))
 
@@ -142,8 +143,7 @@ class Context:
         while self._started and self._started[0].seq <= upto:
             started = self._started.popleft()
             self._hide(started.batch)
-            if not refused:
-                self.catalogue.committed(started.batch)
+            (self.catalogue.ended if refused else self.catalogue.committed)(started.batch)
             started.then()
         self._forget_entries(upto)
 
@@ -158,6 +158,7 @@ class Context:
         while self._started and self._started[0].seq <= upto:
             started = self._started.popleft()
             self._hide(started.batch)
+            self.catalogue.ended(started.batch)
             if started.seq >= first:
                 started.failed(error)
         self._forget_entries(upto)

@@ -4,9 +4,11 @@ The core is the only writer of the manifest, so it knows what a look-up would fi
 every batch that has become durable since. `committed` repeats on the kept answers what the manifest does with a batch
 (see storage/writes.py); an answer that a batch changes in a way that cannot be told from here is let go.
 
-An answer may be read while batches are under way, and hold some of them already. Repeating those changes nothing in
-the end: they come in order, and the last word about a key is the same. After a failure, or where the manifest refused a
-row, everything is let go (`forget`).
+An answer about a digest may be read while batches are under way, and hold some of them already. Repeating those
+changes nothing in the end: they come in order, and the last word is the same. What a name or a path had *before* a
+batch must be exact, since it says which digests the batch concerns; so an answer about a name or a path is not kept
+while a batch that changes it is under way (`begin`). After a failure, or where the manifest refused a row, everything
+is let go.
 
 Memory: five tables of at most `KEPT_MAX` answers each, of at most `ANSWER_ROWS_MAX` rows: about 20 MB when full of
 records with usual names.
@@ -14,7 +16,7 @@ records with usual names.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Generic, TypeVar
 
 from protocol.catalogue import Catalogue
@@ -78,6 +80,7 @@ class Recent:
         self._sharers: Kept[Digest, tuple[Record, ...]] = Kept()
         self._places: Kept[Digest, tuple[Place, ...]] = Kept()
         self._at: Kept[str, tuple[Place, ...]] = Kept()  # one place, or none
+        self._changing: dict[str, int] = {}  # batches under way, by the name or the path that they change
 
     # --- look-ups ---
 
@@ -88,7 +91,7 @@ class Recent:
         return next((version for version in versions if version.key == key), None)
 
     def versions(self, name: str) -> tuple[Record, ...]:
-        return _ask(self._versions, name, self._catalogue.versions)
+        return _ask(self._versions, name, self._catalogue.versions, name not in self._changing)
 
     def sharers(self, digest: Digest) -> tuple[Record, ...]:
         return _ask(self._sharers, digest, self._catalogue.sharers)
@@ -106,7 +109,7 @@ class Recent:
         return _ask(self._places, digest, self._catalogue.places)
 
     def place(self, path: str) -> Place | None:
-        found = _ask(self._at, path, self._look_at)
+        found = _ask(self._at, path, self._look_at, path not in self._changing)
         return found[0] if found else None
 
     def _look_at(self, path: str) -> tuple[Place, ...]:
@@ -126,9 +129,10 @@ class Recent:
 
     def expect(self, names: Iterable[str] = (), digests: Iterable[Digest] = (), paths: Iterable[str] = ()) -> None:
         """These names, statements and paths are about to be asked for: those not known yet are read together."""
-        _expect(self._versions, names, self._catalogue.versions_of)
+        still = self._changing
+        _expect(self._versions, (name for name in names if name not in still), self._catalogue.versions_of)
         _expect(self._statements, digests, self._catalogue.statements_of)
-        _expect(self._at, paths, self._look_at_all)
+        _expect(self._at, (path for path in paths if path not in still), self._look_at_all)
 
     def versions_of(self, names: Collection[str]) -> dict[str, tuple[Record, ...]] | None:
         return self._catalogue.versions_of(names)
@@ -145,6 +149,18 @@ class Recent:
 
     # --- what changes them ---
 
+    def begin(self, batch: Batch) -> None:
+        """A batch is on its way; `committed` or `ended` follows."""
+        for label in _labels(batch):
+            self._changing[label] = self._changing.get(label, 0) + 1
+
+    def ended(self, batch: Batch) -> None:
+        """A batch is under way no longer, and what became of it is not known from here."""
+        for label in _labels(batch):
+            left = self._changing.pop(label) - 1
+            if left:
+                self._changing[label] = left
+
     def forget(self) -> None:
         """What the manifest did is not known from here: ask it again."""
         for table in (self._versions, self._statements, self._sharers, self._places, self._at):
@@ -152,6 +168,7 @@ class Recent:
 
     def committed(self, batch: Batch) -> None:
         """A batch is durable: what is dropped is dropped first, as in the manifest."""
+        self.ended(batch)
         for key in batch.forget_records:
             self._drop_record(key)
         for path in batch.forget_places:
@@ -223,13 +240,25 @@ class Recent:
             _keep(self._places, digest, tuple(sorted(added, key=lambda p: p.path)))
 
 
+def _labels(batch: Batch) -> Iterator[str]:
+    """The names and paths that a batch changes. One that is both is merely looked up a little more often."""
+    for key in batch.forget_records:
+        yield key.name
+    yield from batch.forget_places
+    for record in batch.rows.records:
+        yield record.name
+    for place in batch.places:
+        yield place.path
+
+
 def _ask(
-    kept: Kept[Key, tuple[Answer, ...]], key: Key, look_up: Callable[[Key], tuple[Answer, ...]]
+    kept: Kept[Key, tuple[Answer, ...]], key: Key, look_up: Callable[[Key], tuple[Answer, ...]], keep: bool = True
 ) -> tuple[Answer, ...]:
     answer = kept.get(key)
     if answer is None:
         answer = look_up(key)
-        _keep(kept, key, answer)
+        if keep:
+            _keep(kept, key, answer)
     return answer
 
 

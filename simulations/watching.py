@@ -185,6 +185,8 @@ class Watching:
         claimer, since = self.claims.taken.setdefault((path, file.inode), (self.node.name, now))
         if claimer == self.node.name:
             return True
+        if (path, file.inode) in self.claims.recorded:
+            return False
         told = self.node.disk.catalogue.versions(name_of(kind.name, path, self.node.name, kind.namespace == "node"))
         if told or now - since < CLAIM_MS_MAX:
             return False

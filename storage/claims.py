@@ -35,7 +35,10 @@ class Claims:
     files: FileLayer
 
     def claim(self, relpath: str, size: int, mtime_ns: int, take_over: bool = False) -> None:
-        """Claim one state of one file. Raises ClaimedElsewhere, unless `take_over` sets an old claim aside."""
+        """Claim one state of one file. Raises ClaimedElsewhere, unless `take_over` sets an old claim aside.
+
+        One that was recorded stays: a manifest knows that file, and taken for a new one it would beat what replaced it.
+        """
         if not self.store.shared:
             return
         path = self._path(relpath, size, mtime_ns)
@@ -45,7 +48,7 @@ class Claims:
             claimer, age_seconds = self._read(path)
             if claimer == self.store.node:
                 return
-            if not take_over:
+            if not take_over or self._content(path).endswith(RECORDED):
                 raise ClaimedElsewhere(claimer, age_seconds)
             self._set_aside(path)
             take_over = False

@@ -119,6 +119,8 @@ class Remembering(Actor):
 
     async def apply(self, *batches: Batch) -> None:
         answers(self._recent)
+        for batch in batches:
+            self._recent.begin(batch)
         await super().apply(*batches)
         for batch in batches:
             self._recent.committed(batch)

@@ -140,3 +140,14 @@ def test_the_contents_accepted_first_stay_in_memory_until_they_are_released(tmp_
         assert pending.recent(last.digest) == content
     finally:
         wal.close()
+
+
+def test_what_comes_while_the_disk_is_busy_goes_to_it_together(bench: Bench) -> None:
+    async def told() -> None:
+        for _ in range(20):
+            bench.put()  # nothing runs in between: one group, or one and the rest
+        await bench.until(bench.told)
+        assert bench.committer.groups <= 2
+        assert bench.committer.effects == 40
+
+    story(bench, told)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,6 @@ from tests.kills import run
 from tests.promises import Promises
 
 pytestmark = pytest.mark.processes
-SOAK = bool(os.environ.get("SPORE_SOAK"))
 
 
 def held_promises(kills: int, seed: int, folder: Path) -> dict[str, int]:
@@ -29,7 +27,6 @@ def test_a_dozen_kills_lose_no_accepted_artifact(tmp_path: Path) -> None:
 
 @pytest.mark.soak
 @pytest.mark.timeout(7_200)
-@pytest.mark.skipif(not SOAK, reason="takes twenty minutes; set SPORE_SOAK=1, as `make soak` does")
 def test_two_hundred_kills_lose_no_accepted_artifact(tmp_path: Path) -> None:
     held_promises(200, 1, tmp_path)
 

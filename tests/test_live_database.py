@@ -17,7 +17,6 @@ from node.local_fleet import LocalFleet
 from tests.agents import GENEROUS_SECONDS, durable, lines, running
 
 pytestmark = pytest.mark.processes
-SOAK = bool(os.environ.get("SPORE_SOAK"))
 PATH, NAME = "games/live.db", "game/a/games/live.db"
 WRITERS = 2  # connections that write at the same time, as several games of self-play do
 
@@ -103,7 +102,6 @@ def test_every_version_of_a_live_database_arrives_intact(tmp_path: Path) -> None
 
 @pytest.mark.soak
 @pytest.mark.timeout(3_600)
-@pytest.mark.skipif(not SOAK, reason="takes minutes; set SPORE_SOAK=1, as `make soak` does")
 def test_fifty_versions_of_a_live_database_arrive_intact(tmp_path: Path) -> None:
     check(collect(50, tmp_path))
 

@@ -109,10 +109,12 @@ def test_a_file_that_somebody_changed_is_left_alone(tmp_path: Path) -> None:
     assert (bench.root / PATH).read_bytes() == NEW
 
 
-def test_a_file_nobody_knows_is_left_alone(tmp_path: Path) -> None:
+@pytest.mark.parametrize("content", [b"unknown", bytes(len(NEW))], ids=["another size", "the same size"])
+def test_a_file_nobody_knows_is_left_alone(tmp_path: Path, content: bytes) -> None:
     bench = Bench(tmp_path)
-    bench.write(PATH, b"unknown")
+    bench.write(PATH, content)
     assert _failure(bench.publish(bench.arrive(NEW))) == LOCAL_CHANGE
+    assert (bench.root / PATH).read_bytes() == content
 
 
 def test_a_file_that_appears_in_the_last_moment_is_left_alone(tmp_path: Path) -> None:

@@ -110,7 +110,7 @@ def test_what_a_member_has_recorded_may_make_room_and_what_it_only_claims_may_no
     assert b.recorded("models/m", 10, 77)
     assert not b.recorded("models/m", 10, 78)
     with pytest.raises(ClaimedElsewhere, match="node-a claimed this file"):
-        b.claim("models/m", 10, 77)
+        b.claim("models/m", 10, 77, take_over=True)
 
 
 def test_a_claim_can_be_taken_over_once(tmp_path: Path) -> None:
