@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 GAUGES = {
     "spore_at_risk_artifacts": "artifacts accepted here that are not durable elsewhere yet",
     "spore_at_risk_bytes": "bytes of those artifacts: what would be lost if this node died now",
-    "spore_members_alive": "nodes with a session to this one, itself included",
+    "spore_members_alive": "nodes that this one believes alive, itself included",
     "spore_members_known": "nodes this one knows of, itself included",
     "spore_wal_bytes": "bytes of the write-ahead log on disk",
     "spore_wal_entries": "entries of the write-ahead log that are not released",
