@@ -169,6 +169,8 @@ class Connection:
                     await self._stream_out(request.id, *await self._door.get(**request.arguments))
                 case "ls":
                     await self._rows(request.id, self._door.ls(**request.arguments))
+                case "events":
+                    await self._rows(request.id, self._door.events(**request.arguments))
                 case "verify":
                     await self._rows(request.id, self._door.verify(**request.arguments))
                 case "wait":

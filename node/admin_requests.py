@@ -51,6 +51,7 @@ COMMANDS: Mapping[str, Mapping[str, Argument]] = {
     "status": {"cluster": _FLAG},
     "peers": {},
     "risk": {},
+    "events": {"follow": _FLAG},
     "wait": {"name": _TEXT, "copies": Argument(int, ..., COPIES_MAX), "domains": _COPIES, "timeout_seconds": _SECONDS},
     "flush": {"deadline_seconds": Argument(float, ..., SECONDS_MAX)},
     "verify": {"rebuild": _FLAG},

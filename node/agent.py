@@ -25,6 +25,7 @@ from node.config import apply_environment
 from node.identity import Identity
 from node.intake import Intake
 from node.issuer import Issuer, JoinServer, Standing
+from node.journal import Journal
 from node.listener import Listener
 from node.metrics import Metrics
 from node.pending import PendingEntries
@@ -77,7 +78,8 @@ class Agent:
         self.env = env
         self.fleet = self._with_environment(fleet)
         self.loop = asyncio.get_running_loop()
-        self.report = report
+        self.journal = Journal(report)
+        self.report = self.journal.report
         self.started = time.monotonic()
         self._wall_ms = time.time_ns() // 1_000_000 - int(self.started * 1000)
         self.revocations: dict[str, int] = {}

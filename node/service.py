@@ -268,6 +268,9 @@ class Service:
             )
         return rows
 
+    def events(self, follow: bool) -> AsyncIterator[Facts]:
+        return self.agent.journal.events(follow)
+
     async def risk(self) -> list[Facts]:
         debts = self.agent.replica.debts
         rows = []

@@ -192,6 +192,18 @@ class FakeDoor:
             }
         ]
 
+    async def events(self, follow: bool) -> AsyncIterator[Facts]:
+        self._enter("events", follow)
+        for number in range(2):
+            yield {
+                "at": 1_790_000_000.0 + number,
+                "level": "info",
+                "event": "peer_up",
+                "message": f"node-{number} is up",
+            }
+        if follow:
+            await asyncio.Event().wait()
+
     async def risk(self) -> list[Facts]:
         self._enter("risk")
         return [

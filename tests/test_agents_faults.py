@@ -120,6 +120,8 @@ def test_a_node_that_was_frozen_is_found_down_and_catches_up(fleet: LocalFleet, 
             return any(row["node"] == "c" and row["state"] == "down" for row in fleet.ask("a", "peers"))
 
         fleet.until(given_up, "a gives c up", GENEROUS_SECONDS)
+        told = json.loads(fleet.spore("a", "events", "--json").stdout)
+        assert any(row["event"] == "peer_down" and row["message"].startswith("c is down") for row in told)
         (risk,) = [row for row in fleet.ask("a", "risk") if row["name"] == name]
         assert (risk["copies"], risk["needed"]) == (1, 2)
         assert "only 1 eligible store" in risk["why"]

@@ -461,10 +461,13 @@ FIELDS = {
     ],
     "peers": ["node", "address", "state", "role", "provider", "domain", "rtt_ms"],
     "risk": ["name", "digest", "size", "copies", "needed", "why"],
+    "events": ["at", "level", "event", "message"],
 }
 
 
-@pytest.mark.parametrize("words", [["where", "model/a"], ["ls"], ["status"], ["peers"], ["risk"]], ids=lambda w: w[0])
+@pytest.mark.parametrize(
+    "words", [["where", "model/a"], ["ls"], ["status"], ["peers"], ["risk"], ["events"]], ids=lambda w: w[0]
+)
 def test_json_has_the_stable_fields(agent: Agent, words: list[str]) -> None:
     put(agent, "a", b"content")
     found = printed(*words)
@@ -497,6 +500,10 @@ def test_tables_are_plain_aligned_text_where_no_terminal_is(agent: Agent) -> Non
 
 
 def test_people_are_told_what_matters(agent: Agent) -> None:
+    assert [line.split("  ", 1)[1] for line in spore("events").stdout.splitlines()] == [
+        "info     node-0 is up",
+        "info     node-1 is up",
+    ]
     assert spore("risk").stdout.startswith("nothing is at risk")
     put(agent, "a", b"x" * 2048)
     assert "if this node died now you would lose 1 artifact, 2.0 KiB" in spore("risk").stdout

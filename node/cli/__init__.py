@@ -9,7 +9,7 @@ it, so that `spore --help` and a `put` in a loop start at once.
     client     the socket
     output     tables, JSON, sizes and times; `progress` the moving line of long commands
     folders    which commands make or run a node's folder: init, token, join, revoke, agent, check
-    putting    put, through a `pipeline`; `getting` get; `looking` ls, where, status, peers, risk
+    putting    put, through a `pipeline`; `getting` get; `looking` ls, where, status, peers, risk, events
     waiting    wait, flush, verify, rm; `rehearsing` simulate, demo
 """
 

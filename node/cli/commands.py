@@ -12,7 +12,7 @@ import click
 from node.cli.failures import EXIT_NOT_ACHIEVED, EXIT_USAGE, CommandFailed
 from node.cli.folders import agent, check, init, join, revoke, token
 from node.cli.getting import get
-from node.cli.looking import ls, peers, risk, status, where
+from node.cli.looking import events, ls, peers, risk, status, where
 from node.cli.putting import put
 from node.cli.rehearsing import demo, simulate
 from node.cli.waiting import flush, rm, verify, wait
@@ -20,7 +20,7 @@ from node.cli.waiting import flush, rm, verify, wait
 COMMANDS = (
     init, token, join, revoke, agent, check,
     put, get, ls, where, rm,
-    status, peers, risk, wait, flush, verify,
+    status, peers, risk, events, wait, flush, verify,
     simulate, demo,
 )  # fmt: skip
 

@@ -1,7 +1,8 @@
-"""Commands that look: ls, where, status, peers, risk."""
+"""Commands that look: ls, where, status, peers, risk, events."""
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -156,6 +157,23 @@ def risk(directory: Path, as_json: bool) -> None:
     print_table(["name", "size", "receipts", "why"], cells, right=["size"])
     total = {"artifacts": len(rows), "bytes": sum(row["size"] for row in rows)}
     print(f"if this node died now you would lose {_amount(total)}")
+
+
+@click.command()
+@click.option("--follow", is_flag=True, help="Go on with what happens next, until interrupted.")
+@folder_option
+@json_option
+def events(follow: bool, directory: Path, as_json: bool) -> None:
+    """What the agent reported lately: peers, refusals, losses."""
+    with Client(directory) as client:
+        rows = client.rows("events", follow=follow)
+        if as_json and not follow:
+            print_json_rows(rows)
+            return
+        for row in rows:
+            when = time.strftime("%m-%d %H:%M:%S", time.localtime(row["at"]))
+            sentence = f"{when}  {row['level']:7}  {plain(row['message'])}"
+            print(json.dumps(row) if as_json else sentence, flush=True)
 
 
 def _amount(facts: dict[str, Any]) -> str:
