@@ -49,7 +49,7 @@ class Faults:
             self._later(STORM_MS, self._storm)
         if self.options.upgrade:
             self._upgrade()
-        count = int(self.options.faults_per_second * self.options.busy_ms / 1000)
+        count = int(self.options.faults_per_second * self.options.busy_ms / 1000) if self.options.weights else 0
         for _ in range(count):
             self.around.schedule.after(self.random.randint(1_000, self.options.busy_ms), self._strike)
 

@@ -201,6 +201,10 @@ class Network:
         self._views[at][peer] = session
         self.nodes[at].handle(SessionUp(peer, self.frames.hello(hello, self.nodes[peer].newer)))
 
+    def connected(self, a: NodeId, b: NodeId) -> bool:
+        """Whether either end believes that a session with the other stands."""
+        return b in self._views[a] or a in self._views[b]
+
     def _standing(self, node: NodeId, peer: NodeId) -> Session | None:
         return self._views[node].get(peer)
 

@@ -5,6 +5,7 @@ Vertical lines mark what was rehearsed. The title carries the command that makes
 
 from __future__ import annotations
 
+from collections import Counter
 from itertools import pairwise
 
 from simulations.samples import Samples, hop_ms, theory
@@ -19,11 +20,13 @@ def draw(samples: Samples, command: str, verdict: str) -> str:
 
 def _marks(samples: Samples) -> tuple[tuple[float, str], ...]:
     """What was asked to happen and when; `fill` holds from the beginning on and needs no line."""
-    marks = []
-    for action in samples.world.options.script:
-        if action.what == "kill":
-            marks.append((action.at_ms / 1000, f"{len(action.here)} killed"))
-        elif action.until_ms:
+    script = samples.world.options.script
+    killed: Counter[int] = Counter()
+    for action in script:
+        killed[action.at_ms] += len(action.here) if action.what == "kill" else 0
+    marks = [(at_ms / 1000, f"{count} killed") for at_ms, count in sorted(killed.items()) if count]
+    for action in script:
+        if action.until_ms:
             marks += [(action.at_ms / 1000, "cut"), (action.until_ms / 1000, "healed")]
     return tuple(marks)
 

@@ -47,13 +47,7 @@ class Samples:
             self.world.schedule.after(self.every_ms, self._take)
 
     def _sample(self) -> Sample:
-        oracle = self.world.oracle
-        stores = oracle.distinct_stores()
-        copies = [
-            sum(store.holds(record.digest) for store in stores)
-            for record in wanted(self.world)
-            if oracle.accepted_at_ms.get(record.key) is not None
-        ]
+        copies = [self._copies(record) for record in wanted(self.world)]
         return Sample(
             self.world.schedule.now_ms / 1000,
             sum(node.up for node in self.world.nodes.values()),
@@ -62,6 +56,13 @@ class Samples:
             self.world.around.network.bytes,
             self.world.around.streams.payload_bytes,
         )
+
+    def _copies(self, record: Record) -> int:
+        """Stores that hold it; small bytes that stand in the log of their origin, and nowhere else there, count too."""
+        oracle, origin = self.world.oracle, record.origin
+        held = sum(store.holds(record.digest) for store in oracle.distinct_stores())
+        logged = origin not in oracle.gone and oracle.has_inline(oracle.disks[origin], record.digest)
+        return held + (logged and not oracle.stores[origin].holds(record.digest))
 
     @property
     def delays_ms(self) -> Counter[int]:

@@ -67,15 +67,18 @@ class Streams:
         self.nodes = nodes
         self.weather = Weather()
         self.payload_bytes = 0
-        self._free_ms: dict[NodeId, int] = {}  # when what each node is sending now will have left it
+        self._sending: dict[NodeId, int] = {}  # steps that each node is sending now
         self._rates: dict[NodeId, int] = {}
 
     def _paced_ms(self, sender: NodeId, size_bytes: int) -> int:
-        """How long these bytes take from now: all that a node sends shares its egress limit, first come, first sent."""
-        now_ms = self.network.schedule.now_ms
-        start_ms = max(now_ms, self._free_ms.get(sender, 0))
-        self._free_ms[sender] = start_ms + size_bytes // self._bytes_per_ms(sender) + 1
-        return self._free_ms[sender] - now_ms
+        """How long these bytes take from now: what a node sends at the same time shares its egress limit evenly."""
+        sharing = self._sending[sender] = self._sending.get(sender, 0) + 1
+        duration_ms = size_bytes * sharing // self._bytes_per_ms(sender) + 1
+        self.network.schedule.after(duration_ms, self._has_sent, sender)
+        return duration_ms
+
+    def _has_sent(self, sender: NodeId) -> None:
+        self._sending[sender] -= 1
 
     def _bytes_per_ms(self, sender: NodeId) -> int:
         rate = self._rates.get(sender)

@@ -115,3 +115,15 @@ def test_a_file_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
     done = CliRunner().invoke(spore, words)
     assert done.exit_code != 0
     assert "cannot be written" in done.stderr
+
+
+def test_the_page_that_shows_a_rehearsal_uses_options_that_exist_and_a_picture_of_one_of_its_commands() -> None:
+    docs = Path(__file__).parent.parent / "docs"
+    page = (docs / "simulation.md").read_text()
+    commands = re.findall(r"^\$ (spore simulate .*)$", page, re.MULTILINE)
+    known = {name for option in spore.commands["simulate"].params for name in option.opts}
+    assert len(commands) > 3
+    assert {word for line in commands for word in line.split() if word.startswith("--")} <= known
+    drawn = ElementTree.parse(docs / "images" / "rehearsal.svg").getroot()
+    said = (drawn.findtext(f"{SVG}title") or "").replace("simulate rehearsal ", "simulate ").replace("--seed 1 ", "")
+    assert said in commands

@@ -228,6 +228,12 @@ def test_fewer_faults_operations_and_seconds_are_what_was_asked_for() -> None:
         run_case(Case("swarm", faults=("rain",)))
 
 
+def test_a_scenario_of_faults_can_be_run_without_any() -> None:
+    report = run_case(Case("crash", faults=(), operations=5, seconds=5))
+    assert (report.violations, report.coverage) == ((), 1.0)
+    assert not {"killed", "power_lost", "crash_in_commit"} & set(dict(report.bites))
+
+
 # --- shrinking ---
 
 

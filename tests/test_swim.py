@@ -25,6 +25,7 @@ from protocol.claims import (
     Questions,
     Say,
     Standing,
+    Twin,
     Verdict,
     ViewPage,
     first_incarnation,
@@ -307,11 +308,25 @@ def test_two_old_copies_that_meet_when_a_partition_heals_report_each_other_and_d
     assert original.up
     original.side = twin.side = 0
     w.partition({})
-    w.run(60)
+    w.run(100)
     assert original.twins or twin.twins
     assert not any(t.yields for t in original.twins + twin.twins)
     assert boot_of(original.swim.incarnation) == boot_of(twin.swim.incarnation) == 2
-    assert max(original.swim.incarnation, twin.swim.incarnation) - first_incarnation(2) < 1_500, "no race"
+    assert max(original.swim.incarnation, twin.swim.incarnation) - first_incarnation(2) < 2_000, "no race"
+
+
+def test_an_old_node_answers_its_rival_at_most_once_in_ten_seconds() -> None:
+    swim = alone_with(4)
+    peer = swim.kept()[0]
+    answering(swim, range(70))
+    twins, raised, seen = 0, 0, swim.incarnation
+    for at in range(100):
+        rival = Claim("n0000", ALIVE, swim.incarnation + 1, 99)
+        twins += sum(isinstance(o, Twin) for o in swim.received(peer, Claims((rival,)), 70_000 + 100 * at))
+        raised, seen = raised + (swim.incarnation != seen), swim.incarnation
+    assert (twins, raised) == (1, 2)  # the first might have been a memory
+    answering(swim, range(80, 82))
+    assert swim.incarnation > seen, "and stays above in the end"
 
 
 # --- local health ---
@@ -351,6 +366,12 @@ def test_time_that_a_node_did_not_live_through_is_no_time_for_others_to_answer()
     assert any(isinstance(o, Say) and isinstance(o.message, PingRequest) for o in out)
     late = swim.tick(600_000) + swim.tick(601_000)
     assert not any(isinstance(o, Changed) and o.new is DEAD for o in late)
+
+
+def test_each_of_the_three_next_on_ring_a_is_probed_in_turn() -> None:
+    swim = alone_with(8)
+    pinged = [o.peer for o in answering(swim, range(9)) if isinstance(o, Say) and isinstance(o.message, Ping)]
+    assert sorted(pinged) == sorted(swim.circle.targets() * 3)
 
 
 def test_the_less_healthy_a_node_the_more_seldom_it_probes() -> None:
@@ -515,6 +536,19 @@ def answering(swim: Swim, seconds: range) -> list[Output]:
                 swim.received(o.peer, Ack(o.message.number), at * TICK_MS)
         out += said
     return out
+
+
+def test_who_speaks_while_it_counts_as_suspect_or_dead_is_told_so_once_a_second() -> None:
+    swim = alone_with(8)
+    peer = swim.kept()[-1]
+    swim.heard([Claim(peer, SUSPECT, 1 << 20, 7, "n0005")], 10)
+    said = swim.received(peer, Ping(1), 20) + swim.received(peer, Ping(2), 30)
+    told = [o.message for o in said if isinstance(o, Say) and isinstance(o.message, Claims) and o.peer == peer]
+    assert told == [Claims((Claim(peer, SUSPECT, 1 << 20, 7, "n0000"),))]
+    swim.session_down(peer, 40)
+    swim.heard([Claim(peer, DEAD, 1 << 20, 7)], 50)
+    swim.tick(TICK_MS)
+    assert Say(peer, Claims((Claim(peer, DEAD, 1 << 20, 7),))) in swim.session_up(peer, 1 << 20, 7, 1_100)
 
 
 def test_a_death_of_somebody_who_just_spoke_is_not_believed_and_goes_to_whom_it_concerns() -> None:

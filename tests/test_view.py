@@ -33,7 +33,7 @@ def test_the_order_in_which_claims_are_heard_does_not_matter(heard: list[Claim],
     one, other = View(settled(), "n0"), View(settled(), "n0")
     for claim in heard:
         one.merge(claim, 5)
-    for claim in [*shuffled, *heard]:  # and hearing one again changes nothing
+    for claim in [*heard, *shuffled]:  # and hearing one again changes nothing
         other.merge(claim, 9)
     assert believed(one) == believed(other)
     assert one.folds(OWN) == other.folds(OWN)
