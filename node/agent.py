@@ -262,8 +262,10 @@ class Agent:
         )
 
     def _standing(self, node: str) -> Standing:
+        """Whoever was revoked is out, though it may count as alive until nobody has reached it for a while."""
         listed = node in self.fleet.hosts
-        return Standing(listed, self.fleet.host(node).ephemeral, self.replica.members.is_alive(node))
+        alive = self.replica.members.is_alive(node) and node not in self.revocations
+        return Standing(listed, self.fleet.host(node).ephemeral, alive)
 
     def _join_server(self, issuer: Issuer) -> JoinServer:
         return JoinServer(

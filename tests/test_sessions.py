@@ -81,7 +81,7 @@ async def raw_session(node: Node, identity: Identity) -> AsyncIterator[aiohttp.C
 
 
 def hello_frame(node: str = "b", *, cluster: str = CLUSTER, boot: int = 1) -> bytes:
-    return wire.encode(Hello(cluster, Member(node, 1), boot, (0, 0)))
+    return wire.encode(Hello(cluster, Member(node, 1), boot, (0, 0), boot << 20, boot))
 
 
 async def last_word(connection: aiohttp.ClientWebSocketResponse[Any]) -> str:
