@@ -132,7 +132,9 @@ class Node:
         self.sessions = Sessions(
             identity.node,
             self.contexts,
-            hello=lambda: Hello(self.hello_cluster, Member(self.hello_node, 1), self.boot, (0, 0), self.boot << 20, self.boot),
+            hello=lambda: Hello(
+                self.hello_cluster, Member(self.hello_node, 1), self.boot, (0, 0), self.boot << 20, self.boot
+            ),
             on_event=on_event or self.events.append,
             report=self.reports.append,
             refusals=self.refusals,
