@@ -149,6 +149,7 @@ class Agent:
             on_withdrawn=self._withdrawn_from_thread,
             on_damaged=self._damaged_from_thread,
         )
+        self._recovered = await self.in_thread(self.depot.followed, self._recovered)
         freed = await self.in_thread(self.depot.sweep, True, self._paths_to_keep())
         if freed:
             self.report(Report("info", "staging_swept", f"{freed} bytes of old transfers were removed from staging"))

@@ -144,6 +144,9 @@ class Performer:
     async def _unlink(self, places: tuple[Place, ...]) -> None:
         for sentence in await self.agent.in_thread(self.agent.depot.unlink, places):
             self.agent.report(Report("warning", "not_removed", sentence))
+        named = [place for place in places if not place.private]
+        for place in await self.agent.in_thread(self.agent.depot.missing, named):
+            self.agent.post(e.Withdrawn(place, "it was removed with the last version that needed it"))
 
     async def _stream_rows(self, effect: f.StreamRows) -> None:
         """Committed rows, in pages, as fast as the peer takes them; one stream of every row to a peer at a time."""

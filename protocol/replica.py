@@ -141,18 +141,20 @@ class Replica:
         kept = not isinstance(entry.source, Referenced)
         if self.retention.beyond(record):
             self.ctx.emit(Release((record,)))
-        elif self.ctx.catalogue.record(record.key) is None:
-            places = (entry.source.place,) if not isinstance(entry.source, Inline) else ()
-            private = tuple(place for place in places if place.private)
-            holdings = (self.ctx.holding(record.digest, True),) if private and not self.ctx.excluded else ()
-            rows = Rows((record,), holdings)
-            self.ctx.commit(
-                Batch(rows, places),
-                lambda: self._restored(record, rows, kept),
-                lambda error: self._unrestored.append(entry),
-            )
-        else:
+            return
+        known = self.ctx.catalogue.record(record.key) is not None
+        places = () if isinstance(entry.source, Inline) else (entry.source.place,)
+        private = tuple(p for p in places if p.private and self.ctx.catalogue.place(p.path) is None)
+        if known and not private:
             self._restored(record, Rows(), kept)
+            return
+        holdings = (self.ctx.holding(record.digest, True),) if private and not self.ctx.excluded else ()
+        rows = Rows(() if known else (record,), holdings)
+        self.ctx.commit(
+            Batch(rows, private if known else places),
+            lambda: self._restored(record, rows, kept),
+            lambda error: self._unrestored.append(entry),
+        )
 
     def _restore_the_rest(self) -> None:
         """Entries whose rows met a failing disk at the start: the WAL still promises them, so they are tried again."""

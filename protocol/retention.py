@@ -17,6 +17,7 @@ from protocol.debts import Debts
 from protocol.effects import Release, Unlink
 from protocol.fleet import RESERVED_KIND
 from protocol.membership import Membership
+from protocol.names import publication_path, publishable
 from protocol.values import Batch, Digest, Place, Record, RecordKey, Rows, State
 
 TOMBSTONE_MS = 120 * 24 * 3600 * 1000  # tombstones outlive every certificate (at most 90 days)
@@ -66,8 +67,10 @@ class Retention:
         for name in names:
             del self._names[name]
             versions = list(self.ctx.catalogue.versions(name))
-            if len(versions) <= 1:
-                continue  # the common case: nothing ranks below it
+            if len(versions) <= 1:  # the common case: nothing ranks below it
+                if versions and versions[0].state is State.DELETED:
+                    self._remove_left_over(versions[0])
+                continue
             # A version may stand in the manifest before its `Durable` was handled, and its bytes under their name
             # before the manifest knows of it: what follows from either comes first.
             drops = [version for version in self._to_drop(versions) if not self.ctx.under_way(version)]
@@ -135,10 +138,24 @@ class Retention:
             if self.debts.drop(record.key) is not None:
                 self.ctx.report("info", "superseded", f"{record.name}: an older version is dropped before it was sent")
         self.ctx.emit(Release(tuple(r for r in drops if r.origin == self.ctx.node)))
-        # A named file that stays where it is stays known too: taken for a new one, it would outrank what replaced it.
-        forget = tuple(place.path for place in removable)
+        # A named file stays known for as long as it is there: taken for a new one, it would outrank what replaced it,
+        # or rise from a grave. Its place goes when whoever removes it, or looks for it, says that it is gone.
+        forget = tuple(place.path for place in removable if place.private)
         self._dropping |= dict.fromkeys(dropped)
         self.ctx.commit(Batch(rows, forget_records=tuple(dropped), forget_places=forget), done, failed)
+
+    def _remove_left_over(self, tombstone: Record) -> None:
+        """The named file of what was deleted: a crash came between the drop and the removal."""
+        kind = self.ctx.kind(tombstone.name)
+        if kind is None:
+            return
+        per_node = kind.namespace == "node"
+        origin = tombstone.name.split("/")[1] if per_node else tombstone.origin
+        if not publishable(tombstone.name, origin, per_node):
+            return
+        place = self.ctx.catalogue.place(publication_path(tombstone.name, origin, self.ctx.node, per_node))
+        if place is not None:
+            self.ctx.emit(Unlink(self.ctx.still_unneeded((place,))))
 
     def _own_statement(self, digest: Digest) -> bool:
         return any(h.node == self.ctx.node for h in self.ctx.catalogue.holdings(digest))

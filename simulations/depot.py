@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 
-from protocol.effects import Publication
+from protocol.effects import Entry, Kept, Publication, Referenced
 from protocol.fleet import Routing
 from protocol.names import PEERS_FOLDER
 from protocol.values import Digest, NodeId, Parcel, Place, Record, Stripe
@@ -225,6 +225,17 @@ class SimDepot:
         """Members of an NFS group remove only their own versions, so these carry the member's name."""
         suffix = f".{self.node}" if self.store.shared else ""
         return f".spore/versions/{digest.hex()}{suffix}"
+
+    def followed(self, entries: list[Entry]) -> list[Entry]:
+        """As the agent's depot: a referenced file may have made room just before a crash."""
+        return [self._follow(entry) for entry in entries]
+
+    def _follow(self, entry: Entry) -> Entry:
+        if isinstance(entry.source, Referenced) and not self.store.stands(entry.source.place):
+            aside = self.version_path(entry.record.digest)
+            if aside in self.store.files:
+                return Entry(entry.record, Kept(self.store.place(aside, True)))
+        return entry
 
     def keep(self, digest: Digest, size: int, now_ms: int) -> Place:
         """A private copy of what is being accepted, synced."""

@@ -85,7 +85,7 @@ class SimNode:
         self._anchor_ms = self.clock_offset_ms
         self._timers.clear()
         self._told_room = None
-        pending = tuple(self.disk.pending())
+        pending = tuple(self.depot.followed(self.disk.pending()))
         if pending:
             self.bite("booted_with_pending")
         self.around.oracle.booted(self.name, pending)
@@ -327,6 +327,9 @@ class SimNode:
     def _unlink(self, effect: f.Unlink) -> None:
         self.around.oracle.unlinking(self.name, effect.places)
         self.depot.unlink(effect.places)
+        for place in effect.places:
+            if not place.private and place.path not in self.store.files:
+                self.later(0, self.handle, Withdrawn(place, "it was removed with the last version that needed it"))
 
     def _set_timer(self, effect: f.SetTimer) -> None:
         self._timers[effect.token] = effect.at_ms

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from protocol.chunks import chunk_count, chunk_digest
-from protocol.effects import Publication
+from protocol.effects import Entry, Kept, Publication, Referenced
 from protocol.fleet import GIB, MIB
 from protocol.names import OWN_FOLDER
 from protocol.values import Digest, Parcel, Place, Record, Stripe
@@ -150,6 +150,22 @@ class Depot:
             return []
         gone = [place for place in places if self._is_gone(place)]
         return gone if gone and self.store.present(self._files) else []
+
+    def followed(self, entries: Sequence[Entry]) -> tuple[Entry, ...]:
+        """Entries of the WAL as their bytes lie now: a file accepted by reference may have made room for a newer
+        version just before a crash, and then lies among the private versions."""
+        return tuple(self._follow(entry) for entry in entries)
+
+    def _follow(self, entry: Entry) -> Entry:
+        if not isinstance(entry.source, Referenced):
+            return entry
+        place = entry.source.place
+        with suppress(OSError, StoreError):
+            status = entry_status(self._files, self.store.root / place.path)
+            if status is None or stamp_of(status) != place_stamp(place):
+                aside = self._private.existing(place.digest)
+                return Entry(entry.record, Kept(aside)) if aside else entry
+        return entry
 
     def verify(self, place: Place) -> str:
         """Hash a place again. "" when it is what it says, else what is wrong in a sentence (and it is withdrawn)."""

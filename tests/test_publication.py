@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from protocol.chunks import CHUNK_BYTES
-from protocol.effects import Publication
+from protocol.effects import Entry, Kept, Publication, Referenced
 from protocol.values import Parcel, Place
 from storage.blobs import whole
 from storage.depot import Depot
@@ -575,3 +575,19 @@ def test_what_a_crash_left_where_nobody_but_us_writes_makes_room_and_is_kept(tmp
     [(moved_from, kept)] = outcome.moved
     assert (moved_from, kept.digest) == (path, older.digest)
     assert after.read(older.digest) == OLD
+
+
+def test_a_referenced_file_that_made_room_just_before_a_crash_is_found_again(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    bench.write(PATH, OLD)
+    accepted = bench.depot.accept_file(PATH, copy_max_bytes=0)
+    if not isinstance(accepted.source, Referenced):
+        accepted = replace(accepted, source=Referenced(accepted.place))  # this file system makes reflinks
+    entry = Entry(record_of(OLD), accepted.source)
+    assert bench.depot.followed([entry]) == (entry,)
+    assert accepted.place is not None
+    bench.manifest.places[PATH] = accepted.place
+    bench.depot.publish([Publication(bench.arrive(NEW), PATH)])  # and nothing of it is committed
+    (followed,) = Bench(tmp_path).depot.followed([entry])
+    assert isinstance(followed.source, Kept)
+    assert (bench.root / followed.source.place.path).read_bytes() == OLD

@@ -6,7 +6,7 @@ from protocol import messages as m
 from protocol.replica import SWEEP_FIRST_MS
 from protocol.retention import ROOT_KNOWN_MS_MAX
 from protocol.values import Record
-from tests.replicas import NOW, Bench, holding, only, private, record, sent
+from tests.replicas import NOW, Bench, holding, only, place, private, record, sent
 
 NAME = "checkpoint/checkpoints/step-5"
 
@@ -143,3 +143,31 @@ def test_a_stamp_from_the_future_does_not_keep_others_from_repairing() -> None:
     (scan,) = only(alpha.tick(SWEEP_FIRST_MS), f.Scan)
     out = alpha.done(e.Scanned(scan.op, ((ahead, (holding("alpha", 5),)),), last=True))
     assert [peer for peer, _ in sent(out, m.Offer)] == ["beta"]
+
+
+def test_a_deleted_file_stays_known_until_it_is_gone_and_is_removed_again_after_a_crash() -> None:
+    """Unknown and still there, it would be taken for a user's new file and rise from its grave."""
+    alpha = Bench().boot().connect("beta", "gamma")
+    made = alpha.accepted(NAME, 5)
+    named = next(found for found in alpha.catalogue.places(made.digest) if not found.private)
+    alpha.done(e.Remove(4, NAME))
+    alpha.tick()
+    assert alpha.catalogue.place(named.path) == named
+    again = Bench().has(*alpha.catalogue.versions(NAME), places=[named]).boot()
+    (scan,) = only(again.tick(SWEEP_FIRST_MS), f.Scan)
+    again.done(e.Scanned(scan.op, tuple((version, ()) for version in again.catalogue.versions(NAME)), last=True))
+    assert f.Unlink((named,)) in again.tick()
+    again.done(e.Withdrawn(named, "it was removed"))
+    assert again.catalogue.place(named.path) is None
+
+
+def test_what_the_log_says_of_where_bytes_lie_is_known_after_a_start() -> None:
+    """A file accepted by reference made room for a newer version, and its new place was not committed."""
+    before = Bench().boot()
+    made = before.accepted(NAME, 5, source=f.Referenced(place("checkpoints/step-5", 5)))
+    alpha = Bench().has(made, holding("alpha", 5), places=[place("checkpoints/step-5", 5)])
+    alpha.boot([f.Entry(made, f.Kept(private(5)))])
+    assert alpha.catalogue.place(private(5).path) == private(5)
+    alpha.done(e.Withdrawn(place("checkpoints/step-5", 5), "it was changed"))
+    assert alpha.replica.ctx.holds(made.digest)
+    assert owed(alpha) == {made.hlc}

@@ -205,6 +205,14 @@ BREAKAGES: tuple[Breakage, ...] = (
         "",
         "tests/test_replica_kills.py",
     ),
+    Breakage(
+        LOSING,
+        "forgets where a referenced file went when a newer version took its path",
+        "protocol/replica.py",
+        "            Batch(rows, private if known else places),",
+        "            Batch(rows, () if known else places),",
+        "tests/test_replica_kills.py",
+    ),
     # --- Corrupting data ---
     Breakage(
         CORRUPTING,
@@ -242,9 +250,9 @@ BREAKAGES: tuple[Breakage, ...] = (
         CORRUPTING,
         "takes a superseded file for a new version at the next scan",
         "protocol/retention.py",
-        "        forget = tuple(place.path for place in removable)",
+        "        forget = tuple(place.path for place in removable if place.private)",
         "        forget = tuple(place.path for place in gone)",
-        "seeds crash 1 12",
+        "tests/test_replica_kills.py seeds crash 1 12",
     ),
     Breakage(
         CORRUPTING,
