@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from math import log2
 from pathlib import Path
 
@@ -13,37 +12,30 @@ from simulations import SCENARIOS, Report, run
 from simulations.scenarios import UnknownScenario
 
 CHUNK = 5  # seeds in one test, so that parallel runs share them out
-FAULTS = (  # every knob must have bitten, or the runs prove less than they say
-    "accepted_inline",
-    "accepted_kept",
-    "accepted_referenced",
-    "booted_with_pending",
-    "cap_reached",
-    "clock_jumped",
-    "commit_failed",
-    "crash_between_effects",
-    "crash_in_commit",
-    "crash_in_publish",
-    "dial_failed",
-    "disk_full",
-    "found_without_history",
-    "killed",
-    "left",
-    "partition_cut",
-    "place_lost",
-    "power_lost",
-    "publish_failed",
-    "put_again",
-    "reserve_refused",
-    "session_lost",
-    "stream_broken",
-    "stream_stalled",
-    "user_changed",
-    "user_removed",
-    "vanished",
-    "wal_tail_lost",
-    "wrong_bytes",
-)
+FAULTS = {  # by the scenario that is quick to show them
+    "crash": (
+        "accepted_inline",
+        "accepted_kept",
+        "accepted_referenced",
+        "booted_with_pending",
+        "clock_jumped",
+        "crash_between_effects",
+        "crash_in_commit",
+        "crash_in_publish",
+        "dial_failed",
+        "found_without_history",
+        "killed",
+        "place_lost",
+        "power_lost",
+        "put_again",
+        "stream_broken",
+        "user_changed",
+        "user_removed",
+        "wal_tail_lost",
+    ),
+    "first-light": ("left", "partition_cut", "session_lost", "stream_stalled", "vanished", "wrong_bytes"),
+    "disk-full": ("cap_reached", "commit_failed", "disk_full", "publish_failed", "reserve_refused"),
+}
 
 
 def assert_kept(report: Report) -> None:
@@ -53,19 +45,19 @@ def assert_kept(report: Report) -> None:
     assert report.accepted >= 5, f"{report.reproduce} accepted next to nothing and proves nothing"
 
 
-@pytest.mark.parametrize("first", range(1, 51, CHUNK))
+@pytest.mark.parametrize("first", range(1, 41, CHUNK))
 def test_first_light_breaks_no_promise(first: int) -> None:
     for seed in range(first, first + CHUNK):
         assert_kept(run("first-light", seed=seed))
 
 
-@pytest.mark.parametrize("first", range(1, 41, CHUNK))
+@pytest.mark.parametrize("first", range(1, 61, CHUNK))
 def test_nodes_that_die_between_any_two_effects_lose_nothing(first: int) -> None:
     for seed in range(first, first + CHUNK):
         assert_kept(run("crash", seed=seed))
 
 
-@pytest.mark.parametrize("first", range(1, 21, CHUNK))
+@pytest.mark.parametrize("first", range(1, 11, CHUNK))
 def test_full_and_failing_disks_lose_nothing(first: int) -> None:
     for seed in range(first, first + CHUNK):
         assert_kept(run("disk-full", seed=seed))
@@ -112,13 +104,12 @@ def test_a_seed_that_found_a_bug_stays_clean(scenario: str, nodes: int | None, s
     assert_kept(run(scenario, nodes, seed))
 
 
-def test_every_fault_really_strikes() -> None:
-    struck: Counter[str] = Counter()
-    missing = set(FAULTS)
-    for seed in range(201, 241):
-        for scenario in ("crash", "first-light", "disk-full"):
-            struck.update(dict(run(scenario, seed=seed).bites))
-        missing -= set(struck)
+@pytest.mark.parametrize("scenario", FAULTS)
+def test_every_fault_really_strikes(scenario: str) -> None:
+    """Or the runs prove less than they say."""
+    missing = set(FAULTS[scenario])
+    for seed in range(201, 261):
+        missing -= set(dict(run(scenario, seed=seed).bites))
         if not missing:
             break
     assert sorted(missing) == []
