@@ -42,8 +42,9 @@ class Questioning:
     def doubts(self, claim: Claim, peer: NodeId) -> bool:
         """Whether a death told by this peer is to be asked about rather than believed."""
         entry = self.circle.view.get(peer)
-        returned = entry is not None and 0 < self.circle.now_ms - entry.since_ms < RETURNED_MS and entry.since_ms > 0
-        return returned and claim.standing is Standing.DEAD and self.circle.view.lives(claim.node)
+        if claim.standing is not Standing.DEAD or entry is None or not self.circle.view.lives(claim.node):
+            return False
+        return not entry.lives or 0 < entry.since_ms > self.circle.now_ms - RETURNED_MS
 
     def ask(self, claim: Claim, peer: NodeId) -> None:
         """Pass a question on, once; `peer` asked it."""

@@ -560,21 +560,27 @@ def test_a_death_of_somebody_who_just_spoke_is_not_believed_and_goes_to_whom_it_
     assert swim.is_alive(one)
 
 
-def test_what_a_returning_peer_says_of_the_dead_is_asked_about_first_and_believed_when_nobody_answers() -> None:
+@pytest.mark.parametrize(("boot", "away_seconds", "said_ms"), [(2, 1, 900), (2, 1, 0), (1, 1, 0), (1, 200, 0)])
+def test_what_a_returning_peer_says_of_the_dead_is_asked_about_first_and_believed_when_nobody_answers(
+    boot: int, away_seconds: int, said_ms: int
+) -> None:
+    """Also in the moment of its return, and while it counts as dead itself (boot 1: it has refuted nothing yet)."""
     swim = alone_with(60)
     answering(swim, range(5))
     returned = swim.kept()[0]
     far = next(node for node in names(61)[1:] if node not in swim.kept())
     swim.session_down(returned, 5_000)
     swim.heard([Claim(returned, DEAD, 1 << 20, 7)], 5_000)
-    swim.session_up(returned, 2 << 20, 8, 5_100)
+    back = 6 + away_seconds
+    answering(swim, range(6, back))
+    swim.session_up(returned, boot << 20, 6 + boot, back * 1000)
     death = Claim(far, DEAD, 1 << 20, 7)
-    asked = swim.received(returned, Claims((death,)), 6_000) + swim.wake(6_100)
+    asked = swim.received(returned, Claims((death,)), back * 1000 + said_ms) + swim.wake(back * 1000 + 950)
     assert {o.peer for o in asked if isinstance(o, Say) and o.message == Questions((death,))}
     assert swim.is_alive(far)
-    answering(swim, range(7, 20))
+    answering(swim, range(back + 1, back + 14))
     assert swim.is_alive(far)
-    answering(swim, range(20, 30))
+    answering(swim, range(back + 14, back + 25))
     assert not swim.is_alive(far)
 
 
