@@ -29,7 +29,7 @@ from node.listener import ProtocolFactory
 from node.refusals import RefusalLog
 from node.tls import JOIN_ALPN
 from node.tokens import TokenBook, TokenBookDamaged, TokenRefused
-from node.web import RenewalRefused
+from node.web import RenewalRefused, hung_up
 from protocol.effects import Report
 from protocol.names import NameRefused, check_node
 
@@ -196,8 +196,11 @@ class JoinServer:
         tls = request.get_extra_info("ssl_object")
         if tls is None or tls.selected_alpn_protocol() != JOIN_ALPN:
             raise web.HTTPForbidden(text="joining speaks ALPN spore-join\n")
-        async with asyncio.timeout(REQUEST_SECONDS):
-            response = await handler(request)
+        try:
+            async with asyncio.timeout(REQUEST_SECONDS):
+                response = await handler(request)
+        except ConnectionError:
+            return hung_up(request)
         response.force_close()
         return response
 
@@ -208,8 +211,9 @@ class JoinServer:
         address = request.remote or "unknown"
         if self._too_many_failures(address):
             return _refusal(429, "busy", "too many failed joins: wait a minute and try again")
+        body = await request.read()
         try:
-            asked = _read_request(await request.read())
+            asked = _read_request(body)
             loop = asyncio.get_running_loop()
             hosts_file = (await loop.run_in_executor(self._thread, self._hosts_file)).decode()
             certificate = await loop.run_in_executor(self._thread, self._issuer.join, asked)

@@ -15,9 +15,11 @@ import os
 import signal
 import sqlite3
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from node.admin import AdminRefused, AdminServer
 from node.agent import Agent
@@ -70,7 +72,10 @@ def run(directory: Path) -> int:
 
 
 def _logger() -> logging.Logger:
-    """One line an event on stderr: time, level, word, sentence. journald and people both read that."""
+    """One line an event on stderr: time, level, word, sentence. journald and people both read that.
+
+    What libraries warn of goes there in the same form, with its traceback; so does whatever ends a thread.
+    """
     handler = logging.StreamHandler(sys.stderr)
     formatter = logging.Formatter("%(asctime)s.%(msecs)03dZ %(levelname)-7s %(message)s", "%Y-%m-%dT%H:%M:%S")
     formatter.converter = time.gmtime
@@ -79,7 +84,29 @@ def _logger() -> logging.Logger:
     logger.handlers[:] = [handler]
     logger.setLevel(LEVELS.get(os.environ.get("SPORE_LOG_LEVEL", "info"), logging.INFO))
     logger.propagate = False
+    others = logging.getLogger()
+    others.handlers[:] = [handler]
+    others.setLevel(logging.WARNING)
+    threading.excepthook = lambda ended: logger.error("fault: %s", _words_of_thread(ended), exc_info=ended.exc_value)
     return logger
+
+
+def _words_of_thread(ended: threading.ExceptHookArgs) -> str:
+    name = ended.thread.name if ended.thread is not None else "without a name"
+    return f"the thread {name} ended: {ended.exc_type.__name__}: {ended.exc_value}"
+
+
+def unexpected(report: Callable[[Report], None]) -> Callable[[asyncio.AbstractEventLoop, dict[str, Any]], None]:
+    """What the event loop does with an exception that nobody awaits: a fault like any other, and its traceback."""
+
+    def handle(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        problem = context.get("exception")
+        if problem is not None:
+            sentence = f"{context['message']}: {type(problem).__name__}: {problem}"
+            report(Report("error", "fault", sentence))
+        loop.default_exception_handler(context)
+
+    return handle
 
 
 @contextlib.contextmanager
@@ -118,6 +145,7 @@ async def _serve(directory: Path, identity: Identity, fleet: Fleet, logger: logg
 
     with Notifier.from_environment(os.environ) as notifier:
         agent = Agent(directory, identity, fleet, os.environ, report)
+        asyncio.get_running_loop().set_exception_handler(unexpected(agent.report))
         process = _Process(agent, notifier)
         try:
             await agent.start()

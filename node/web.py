@@ -136,7 +136,10 @@ class Web:
             response = _sentence(403, refusal.message)
             response.force_close()
             return response
-        return await handler(request)
+        try:
+            return await handler(request)
+        except ConnectionError:
+            return hung_up(request)
 
     def _facts(self, request: web.Request) -> CertificateFacts:
         tls = request.get_extra_info("ssl_object")
@@ -260,6 +263,16 @@ class Web:
 
 def _sentence(status: int, sentence: str, headers: dict[str, str] | None = None) -> web.Response:
     return web.Response(status=status, text=sentence + "\n", headers=headers)
+
+
+def hung_up(request: web.Request) -> web.Response:
+    """For whoever has gone, killed or tired of waiting: nothing is sent.
+
+    aiohttp takes a ConnectionError that a handler raises for a fault of ours, and logs it with a traceback.
+    """
+    if request.transport is not None:
+        request.transport.abort()
+    return web.Response()
 
 
 def _etag(digest: Digest) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import faulthandler
+import re
 import shutil
 import signal
 import socket
@@ -47,7 +48,10 @@ DATABASE = "games/live.db"
 SMALL_SLOTS, LARGE_SLOTS, FILE_SLOTS = 60, 6, 8  # names that each writer goes round: the disk stays small
 SMALL_BYTES_MAX, LARGE_BYTES_MIN, LARGE_BYTES_MAX = 60_000, 1 << 20, 8 << 20
 BATCH = 25  # small puts asked at once over one connection
-FAULTS = (" fault: ", "Traceback", " lost: ", "quarantined:", "disk_failed")  # in a log: what no kill excuses
+TRACEBACK = "Traceback (most recent call last)"
+TRACEBACK_WORDS, TRACEBACK_LINES_MAX = 2, 200  # lines before it that say what it is about; lines after it
+LOGGED = re.compile(r"\d{4}-\d\d-\d\dT\S+Z ")  # how a line of an agent's own log begins
+FAULTS = (" fault: ", TRACEBACK, " lost: ", "quarantined:", "disk_failed")  # in a log: what no kill excuses
 SETTLE_SECONDS = 240.0  # for all that was accepted to become durable once every agent is up; only a fault reaches it
 
 
@@ -302,15 +306,20 @@ def _unrecorded_copies(fleet: LocalFleet) -> Iterator[str]:
 def _faults(fleet: LocalFleet) -> Iterator[str]:
     """What no kill excuses: an agent that failed at its own work."""
     for name in HOSTS:
-        for line in fleet.nodes[name].log.read_text(errors="replace").splitlines():
-            if (
-                " fault: " in line
-                or "Traceback" in line
-                or " lost: " in line
-                or "quarantined:" in line
-                or "disk_failed" in line
-            ):
-                yield f"{name} logged: {line}"
+        lines = fleet.nodes[name].log.read_text(errors="replace").splitlines()
+        for number, line in enumerate(lines):
+            if any(word in line for word in FAULTS):
+                yield f"{name} logged: " + "\n".join(_whole(lines, number))
+
+
+def _whole(lines: list[str], number: int) -> Iterator[str]:
+    """A line of a log with the traceback that belongs to it: the words before it, all frames, and what was raised."""
+    is_traceback = lines[number].startswith(TRACEBACK)
+    yield from lines[max(0, number - TRACEBACK_WORDS) : number + 1] if is_traceback else [lines[number]]
+    for line in lines[number + 1 : number + TRACEBACK_LINES_MAX] if is_traceback else []:
+        yield line
+        if LOGGED.match(line):
+            return
 
 
 def _lines(fleet: LocalFleet, name: str, word: str) -> int:
