@@ -18,8 +18,9 @@ from pathlib import Path
 from random import SystemRandom
 from typing import Any, TypeVar
 
+from node import upkeep
+from node.breakers import Guards
 from node.bulk import BulkServer, Hooks
-from node.certificates import renewal_due
 from node.commits import GroupCommitter
 from node.config import apply_environment
 from node.identity import Identity
@@ -51,14 +52,10 @@ from storage.files import FileLayer
 from storage.manifest import Manifest
 from storage.manifest_file import REBUILT
 from storage.places import Lookups
-from storage.refusals import StoreError
-from storage.room import Room, RoomLimits, RoomState, disk_usage
+from storage.room import Room, RoomLimits, disk_usage
 from storage.store import open_store
 from storage.wal import Wal
 
-DISK_LOOK_SECONDS = 2.0  # between looks at the disk's room; a transfer's own reservation is exact at any time
-RENEWAL_LOOK_SECONDS = 3600.0  # certificates live 7 or 90 days and are renewed at two thirds
-SWEEP_SECONDS = 3600.0  # between looks for leftovers: what is in the way at once makes room by itself
 DISK_THREADS = 4  # publishing, reserving and accepting at once; they wait for the disk, not for a core
 TICK_SECONDS_MAX = 60.0  # the core ticks each second; a minute without one is a hang, not a busy machine
 STOP_SECONDS = 2.0  # for threads and connections to end after the last flush
@@ -87,6 +84,7 @@ class Agent:
         self.refusals = RefusalLog(self._report_from_thread, clock=time.monotonic)
         self.threads = ThreadPoolExecutor(DISK_THREADS, thread_name_prefix="disk")
         self.writer = ThreadPoolExecutor(1, thread_name_prefix="wal")
+        self.guards = Guards()
         self.metrics = Metrics()
         self.exit_report: f.Exit | None = None
         self.exited = asyncio.Event()
@@ -107,11 +105,11 @@ class Agent:
         self._make_core()
         state = await self.in_thread(self.room.state)
         self.post(e.Boot(self._recovered, self.manifest.last_hlc()))
-        self._tell_room(state)  # before the first hello: a node that says it accepts nothing is passed over
+        upkeep.tell_room(self, state)  # before the first hello: a node that says it accepts nothing is passed over
         await self._open_network()
         self.spawn(self.committer.run(), for_ever="the group committer")
-        for work in (self._look_at_disk(), self._sweep(), self._look_at_certificate()):
-            self.spawn(work, for_ever="upkeep")
+        for work in (upkeep.look_at_disk, upkeep.watch_transfers, upkeep.sweep, upkeep.look_at_certificate):
+            self.spawn(work(self), for_ever="upkeep")
         await self.intake.start()
 
     async def _open_storage(self) -> None:
@@ -213,6 +211,7 @@ class Agent:
             self.throttle,
             self.address_of,
             TransferHooks(self._post_from_thread, self._post_from_thread, self._wrong_bytes, self._report_from_thread),
+            guards=self.guards,
         )
         self.sessions = Sessions(
             self.node,
@@ -338,6 +337,8 @@ class Agent:
 
     def _handle(self, event: e.Event) -> None:
         """A fault in one event, or in performing one effect, is reported; the others still happen."""
+        if isinstance(event, e.SessionUp):
+            self.guards.heard(event.peer)
         try:
             effects = self.replica.handle(event, self.now_ms())
         except Exception as problem:
@@ -395,29 +396,7 @@ class Agent:
         member = self.replica.members.alive.get(peer)
         return (member.address if member else "") or self.fleet.host(peer).dial_address
 
-    # --- upkeep ---
-
-    async def _look_at_disk(self) -> None:
-        while True:
-            self._tell_room(await self.in_thread(self.room.state))
-            await asyncio.sleep(DISK_LOOK_SECONDS)
-
-    async def _sweep(self) -> None:
-        while True:
-            await asyncio.sleep(SWEEP_SECONDS)
-            try:
-                await self.in_thread(self.depot.sweep, False)
-            except StoreError as problem:  # a disk that fails for a moment does not end the sweeps of later hours
-                self.report(Report("warning", "not_swept", str(problem)))
-
-    def _tell_room(self, state: RoomState) -> None:
-        self.post(e.DiskChanged(state.accepting, state.local, state.capacity_bytes, state.used_bytes))
-
-    async def _look_at_certificate(self) -> None:
-        while True:
-            if renewal_due(self.contexts.identity.facts, time.time()):
-                await self.renew()
-            await asyncio.sleep(RENEWAL_LOOK_SECONDS)
+    # --- what changes while it runs ---
 
     async def renew(self) -> str:
         """Renew our certificate from any issuer; "" or why it was not renewed. Connections go on with the old one."""

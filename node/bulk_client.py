@@ -14,6 +14,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from node.admission import explain_handshake_error
+from node.breakers import P2P_HTTP, Guards
 from node.bulk_http import BULK_ALPN, SENTENCE_BYTES_MAX, BadHead, Head, read_head, request_head
 from node.bulk_stream import Patience, Stream, StreamBroken, sentence_of
 from node.tls import IdentityContexts
@@ -29,6 +30,10 @@ _ADDRESS = re.compile(r"\[?([^\[\]]+)\]?:(\d{1,5})")
 
 class Cancelled(StreamBroken):
     """The transfer was given up on this side."""
+
+
+class Avoided(StreamBroken):
+    """The peer's breaker is open: nothing was tried."""
 
 
 class Job:
@@ -108,9 +113,14 @@ class Connections:
     """Dials peers and keeps a few idle connections to each. Thread-safe."""
 
     def __init__(
-        self, contexts: IdentityContexts, address_of: Callable[[NodeId], str | None], patience: Patience
+        self,
+        contexts: IdentityContexts,
+        address_of: Callable[[NodeId], str | None],
+        patience: Patience,
+        guards: Guards | None = None,
     ) -> None:
         self.patience = patience
+        self.guards = guards or Guards()
         self._contexts = contexts
         self._context = contexts.client([BULK_ALPN])  # made here: contexts are not made from threads
         self._address_of = address_of
@@ -119,8 +129,13 @@ class Connections:
         self._closed = False
 
     def take(self, peer: NodeId, job: Job, fresh: bool = False) -> Connection:
-        """A connection for this job, kept or new. Raises StreamBroken with the reason why there is none."""
+        """A connection for this job, kept or new. Raises StreamBroken with the reason why there is none.
+
+        Whoever takes one tells `succeeded` or `failed` how it went; `fresh` repeats a try that the breaker admitted.
+        """
         job.go_on()
+        if not fresh and (why := self.guards.admits(peer, P2P_HTTP)):
+            raise Avoided(why)
         connection = None if fresh else self._take_kept(peer)
         if connection is None:
             connection = self._dial(peer, job)
@@ -142,6 +157,13 @@ class Connections:
                 kept.append(connection)
                 return
         connection.stream.close()
+
+    def succeeded(self, peer: NodeId) -> None:
+        """The way to this peer works, whatever it answered."""
+        self.guards.succeeded(peer, P2P_HTTP)
+
+    def failed(self, peer: NodeId, why: str) -> None:
+        self.guards.failed(peer, P2P_HTTP, why)
 
     def drop(self, connection: Connection, job: Job) -> None:
         job.release(connection.stream)

@@ -11,7 +11,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from node.bulk_client import Connection, Connections, Job
+from node.bulk_client import Avoided, Connection, Connections, Job
 from node.bulk_http import BadHead, Head
 from node.bulk_store import BulkDepot
 from node.bulk_stream import StreamBroken, sentence_of
@@ -191,15 +191,22 @@ class Fetching:
                 self._meter.enter(NETWORK)
                 question(connection)
                 kept = True
+                self._connections.succeeded(source)
                 return True
             except WrongBytes as problem:
                 self._blame(source, sentence_of(problem))
+                self._connections.failed(source, sentence_of(problem))
                 return False
-            except (StreamBroken, SourceFailed) as problem:
+            except (SourceFailed, Avoided) as problem:
+                self._note(sentence_of(problem))
+                if connection is not None:
+                    self._connections.succeeded(source)
+                return False
+            except StreamBroken as problem:
                 self._job.go_on()
-                stale = connection is not None and connection.reused and isinstance(problem, StreamBroken)
-                if fresh or not stale:
+                if fresh or connection is None or not connection.reused:
                     self._note(sentence_of(problem))
+                    self._connections.failed(source, sentence_of(problem))
                     return False
             finally:
                 if connection is not None:

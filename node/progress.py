@@ -11,7 +11,10 @@ import threading
 import time
 from dataclasses import dataclass
 
-CONNECTING, NETWORK, DISK, LIMIT = "connecting", "network", "disk", "bandwidth limit"
+from protocol.sending import RECEIPT_MS_MAX, UPLOAD_BYTES_PER_SECOND_MIN
+
+QUEUED, CONNECTING, NETWORK, DISK, LIMIT = "a free thread", "connecting", "network", "disk", "bandwidth limit"
+STALLED_SECONDS = 120.0  # without a byte while we wait for a peer; streams end earlier, a resolver that hangs does not
 _STILL_SECONDS = 2.0  # longer without a byte than this, what matters is where it hangs now
 
 
@@ -27,6 +30,15 @@ class Progress:
     running_seconds: float
     still_seconds: float  # since the last byte moved
     waits_for: str
+    left_seconds: float  # until its deadline
+
+    def overdue(self) -> str:
+        """Why it should be given up now, in a sentence; "" while it may go on."""
+        if self.left_seconds < 0:
+            return f"not done within the {self.running_seconds:.0f} s that {self.bytes_total} bytes may take"
+        if self.waits_for in (CONNECTING, NETWORK) and self.still_seconds > STALLED_SECONDS:
+            return f"stalled: no byte for {self.still_seconds:.0f} s, waiting for {self.waits_for}"
+        return ""
 
 
 class Meter:
@@ -37,8 +49,14 @@ class Meter:
         self.bytes_done = 0
         self._lock = threading.Lock()
         self._started = self._moved = self._entered = time.monotonic()
-        self._phase = CONNECTING
-        self._spent_seconds = dict.fromkeys((CONNECTING, NETWORK, DISK, LIMIT), 0.0)
+        self._phase = QUEUED
+        self._spent_seconds = dict.fromkeys((QUEUED, CONNECTING, NETWORK, DISK, LIMIT), 0.0)
+
+    def start(self) -> None:
+        """A thread has taken it up: its deadline counts from now."""
+        self.enter(CONNECTING)
+        with self._lock:
+            self._started = self._moved = self._entered
 
     def enter(self, phase: str) -> None:
         """What the transfer does from now on."""
@@ -65,5 +83,11 @@ class Meter:
             bytes_total=self.bytes_total,
             running_seconds=now - self._started,
             still_seconds=still_seconds,
-            waits_for=self._phase if still_seconds > _STILL_SECONDS else longest,
+            waits_for=self._phase if still_seconds > _STILL_SECONDS or self._phase == QUEUED else longest,
+            left_seconds=allowed_seconds(self.bytes_total) + self._started - now,
         )
+
+
+def allowed_seconds(size_bytes: int) -> float:
+    """The deadline of a transfer, as its peer counts it too (see protocol/sending.py)."""
+    return RECEIPT_MS_MAX / 1000 + size_bytes / UPLOAD_BYTES_PER_SECOND_MIN

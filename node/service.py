@@ -235,6 +235,7 @@ class Service:
             "healthy": agent.replica.accepting.healthy,
             "wal": {"bytes": agent.wal.usage().bytes, "entries": agent.wal.usage().live_entries},
             "transfers": [_transfer(p) for p in (*agent.transfers.snapshot(), *agent.bulk.inbox.snapshot())],
+            "breakers": agent.guards.facts(),
             "port": agent.listener.port,
         }
         if agent.intake.watcher is not None:
@@ -457,6 +458,7 @@ def _transfer(progress: Progress) -> Facts:
         "running_seconds": round(progress.running_seconds, 3),
         "still_seconds": round(progress.still_seconds, 3),
         "waits_for": progress.waits_for,
+        "left_seconds": round(progress.left_seconds, 1),
     }
 
 

@@ -14,7 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from node.bulk_client import Connections, Job
+from node.breakers import Guards
+from node.bulk_client import Avoided, Connections, Job
 from node.bulk_store import BulkDepot
 from node.bulk_stream import Patience, StreamBroken, sentence_of
 from node.fetching import Fetching
@@ -60,12 +61,13 @@ class Transfers:
         hooks: TransferHooks,
         patience: Patience | None = None,
         threads: int = THREADS,
+        guards: Guards | None = None,
     ) -> None:
         self._node = contexts.identity.node
         self._depot = depot
         self._throttle = throttle
         self._hooks = hooks
-        self._connections = Connections(contexts, address_of, patience or Patience())
+        self._connections = Connections(contexts, address_of, patience or Patience(), guards)
         self._threads_max = threads
         self._changed = threading.Condition()
         self._queue: deque[_Task] = deque()  # bounded by the core: it has a few transfers under way for each peer
@@ -97,6 +99,16 @@ class Transfers:
         with self._changed:
             tasks = list(self._tasks)
         return tuple(sorted((task.meter.read() for task in tasks), key=lambda p: (p.transfer, p.direction)))
+
+    def watch(self) -> None:
+        """End what has stalled or is past its deadline; to be called every second or so."""
+        with self._changed:
+            tasks = list(self._tasks)
+        for task in tasks:
+            if why := task.meter.read().overdue():
+                task.job.cancel(why)
+                if isinstance(task.effect, Upload):
+                    self._connections.failed(task.effect.peer, why)
 
     def stop(self, deadline_seconds: float) -> bool:
         """Cut every transfer and wait for their answers; whether all have been given."""
@@ -150,6 +162,7 @@ class Transfers:
     def _perform(self, task: _Task) -> None:
         """Run it and answer, whatever happens."""
         error = "it failed unexpectedly"
+        task.meter.start()
         try:
             error = self._upload(task, task.effect) if isinstance(task.effect, Upload) else self._fetch(task)
         except StreamBroken as problem:
@@ -179,6 +192,18 @@ class Transfers:
         return Fetching(record, sources, self._depot, self._connections, task.meter, task.job, hook).run()
 
     def _upload(self, task: _Task, effect: Upload) -> str:
+        try:
+            refusal = self._push(task, effect)
+            self._connections.succeeded(effect.peer)
+            return refusal
+        except Avoided:
+            raise
+        except StreamBroken as problem:
+            if not task.job.cancelled:
+                self._connections.failed(effect.peer, sentence_of(problem))
+            raise
+
+    def _push(self, task: _Task, effect: Upload) -> str:
         """Push over a kept connection, or, when the peer has closed that one meanwhile, over a fresh one."""
         for fresh in (False, True):
             connection = self._connections.take(effect.peer, task.job, fresh)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from node.breakers import Guards
 from node.bulk import BulkServer, Hooks
 from node.bulk_client import Connection, Connections, Job
 from node.bulk_stream import Patience
@@ -148,6 +149,7 @@ class Node:
         self.heard = Heard()
         self.addresses: dict[str, str] = {}
         self.throttle = Throttle()
+        self.guards = Guards()
         heard = self.heard
         self.server = BulkServer(
             self.contexts,
@@ -174,6 +176,7 @@ class Node:
             ),
             patience,
             threads=4,
+            guards=self.guards,
         )
         self.connections = Connections(self.contexts, self.addresses.get, patience)
         self.port = Port(self.server.serve)

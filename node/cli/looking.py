@@ -101,6 +101,10 @@ def _print_status(facts: dict[str, Any]) -> None:
     if moving:
         print()
         _print_transfers(moving)
+    broken = facts.get("breakers", [])
+    if broken:
+        print()
+        _print_breakers(broken)
 
 
 def _print_transfers(moving: list[dict[str, Any]]) -> None:
@@ -109,6 +113,13 @@ def _print_transfers(moving: list[dict[str, Any]]) -> None:
         for t in moving
     ]
     print_table(["transfer", "peer", "moved", "waits for"], rows)
+
+
+def _print_breakers(broken: list[dict[str, Any]]) -> None:
+    rows = [
+        (b["peer"], b["transport"], b["state"], b["failures"], f"{b['retry_seconds']:g} s", b["why"]) for b in broken
+    ]
+    print_table(["breaker of", "transport", "state", "failures", "next try in", "why"], rows, right=["failures"])
 
 
 @click.command()

@@ -1,0 +1,56 @@
+"""What an agent does every so often while it runs: it looks at the disk, its transfers, leftovers, its certificate.
+
+Each is a task of the agent that never ends by itself; one that does makes the agent unhealthy (see `Agent.healthy`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING
+
+from node.certificates import renewal_due
+from protocol.effects import Report
+from protocol.events import DiskChanged
+from storage.refusals import StoreError
+from storage.room import RoomState
+
+if TYPE_CHECKING:
+    from node.agent import Agent
+
+DISK_LOOK_SECONDS = 2.0  # between looks at the disk's room; a transfer's own reservation is exact at any time
+WATCH_SECONDS = 2.0  # between looks for transfers that stall: they are given a minute or more
+RENEWAL_LOOK_SECONDS = 3600.0  # certificates live 7 or 90 days and are renewed at two thirds
+SWEEP_SECONDS = 3600.0  # between looks for leftovers: what is in the way at once makes room by itself
+
+
+async def look_at_disk(agent: Agent) -> None:
+    while True:
+        tell_room(agent, await agent.in_thread(agent.room.state))
+        await asyncio.sleep(DISK_LOOK_SECONDS)
+
+
+def tell_room(agent: Agent, state: RoomState) -> None:
+    agent.post(DiskChanged(state.accepting, state.local, state.capacity_bytes, state.used_bytes))
+
+
+async def watch_transfers(agent: Agent) -> None:
+    while True:
+        await asyncio.sleep(WATCH_SECONDS)
+        agent.transfers.watch()
+
+
+async def sweep(agent: Agent) -> None:
+    while True:
+        await asyncio.sleep(SWEEP_SECONDS)
+        try:
+            await agent.in_thread(agent.depot.sweep, False)
+        except StoreError as problem:  # a disk that fails for a moment does not end the sweeps of later hours
+            agent.report(Report("warning", "not_swept", str(problem)))
+
+
+async def look_at_certificate(agent: Agent) -> None:
+    while True:
+        if renewal_due(agent.contexts.identity.facts, time.time()):
+            await agent.renew()
+        await asyncio.sleep(RENEWAL_LOOK_SECONDS)
