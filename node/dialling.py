@@ -11,7 +11,7 @@ import aiohttp
 from node.admission import PeerRefused, explain_handshake_error
 from node.listener import WEB_ALPN
 from node.session import CODE_REFUSED, SessionLimits, close_socket
-from node.tls import IdentityContexts
+from node.tls import IdentityContexts, shown_certificate
 from node.tokens import TokenError, check_address
 from protocol.values import NodeId
 from protocol.wire import MESSAGE_BYTES_MAX
@@ -63,8 +63,9 @@ async def open_socket(
 async def _checked_certificate(
     connection: ClientSocket, contexts: IdentityContexts, peer: NodeId, limits: SessionLimits
 ) -> bytes | None:
-    tls = connection.get_extra_info("ssl_object")
-    certificate: bytes | None = tls.getpeercert(binary_form=True) if tls is not None else None
+    certificate = shown_certificate(connection)
+    if certificate is None:
+        raise DialError(f"{peer} was lost before its hello")  # a server without a certificate completes no handshake
     try:
         contexts.check(certificate, expected_node=peer)
     except PeerRefused as refusal:

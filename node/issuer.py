@@ -27,7 +27,7 @@ from node.certificates import CertificateError, CertificateFacts, csr_key_sha256
 from node.identity import Identity, IdentityError
 from node.listener import ProtocolFactory
 from node.refusals import RefusalLog
-from node.tls import JOIN_ALPN
+from node.tls import JOIN_ALPN, told_by
 from node.tokens import TokenBook, TokenBookDamaged, TokenRefused
 from node.web import RenewalRefused, hung_up
 from protocol.effects import Report
@@ -193,7 +193,7 @@ class JoinServer:
         self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
     ) -> web.StreamResponse:
         """Only over `spore-join`, within the time, and one request a connection."""
-        tls = request.get_extra_info("ssl_object")
+        tls = told_by(request, "ssl_object")
         if tls is None or tls.selected_alpn_protocol() != JOIN_ALPN:
             raise web.HTTPForbidden(text="joining speaks ALPN spore-join\n")
         try:

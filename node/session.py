@@ -18,6 +18,7 @@ from typing import Any
 import aiohttp
 from aiohttp import web
 
+from node.tls import told_by
 from protocol.messages import Hello
 from protocol.values import NodeId
 
@@ -266,7 +267,7 @@ def ending(message: aiohttp.WSMessage) -> str:
 
 def _give_up_after(connection: WebSocket, seconds: float) -> None:
     """Let the kernel end a connection whose peer acknowledges nothing, where it can (Linux, RFC 5482)."""
-    raw = connection.get_extra_info("socket")
+    raw = told_by(connection, "socket")
     option = getattr(socket, "TCP_USER_TIMEOUT", None)
     if raw is not None and option is not None:
         with suppress(OSError):

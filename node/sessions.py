@@ -37,7 +37,7 @@ from node.session import (
     close_socket,
     ending,
 )
-from node.tls import IdentityContexts
+from node.tls import IdentityContexts, shown_certificate
 from protocol import wire
 from protocol.effects import Report
 from protocol.events import DialFailed, Event, Received, SessionDown, SessionUp
@@ -232,8 +232,7 @@ class Sessions:
             max_msg_size=FRAME_BYTES_MAX, autoping=False, compress=False, timeout=self._limits.close_seconds
         )
         await connection.prepare(request)
-        tls = request.get_extra_info("ssl_object")
-        certificate = tls.getpeercert(binary_form=True) if tls is not None else None
+        certificate = shown_certificate(request)
         try:
             hello = await self._welcome(connection, peer)
             self._judge(peer, hello, dialled=False)

@@ -17,6 +17,7 @@ import socket
 import ssl
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 from node.admission import PeerRefused, check_peer
 from node.certificates import CertificateFacts, describe_ca
@@ -26,6 +27,27 @@ JOIN_ALPN = "spore-join"
 _NO_CHECK_TIME = 0x200000  # X509_V_FLAG_NO_CHECK_TIME of OpenSSL's x509_vfy.h; the ssl module has no name for it
 
 PeerCheck = Callable[[bytes | None], object]  # raises PeerRefused
+
+
+class _Connection(Protocol):
+    """What of asyncio's and aiohttp's connections tells of the transport below."""
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any: ...
+
+
+def told_by(connection: _Connection, name: str) -> Any:
+    """`get_extra_info`, or None when the connection is over: asyncio's TLS transports fail at it once they are closed."""
+    try:
+        return connection.get_extra_info(name)
+    except AttributeError:
+        return None
+
+
+def shown_certificate(connection: _Connection) -> bytes | None:
+    """The certificate that the other side showed, DER; None when it showed none, or when the connection is over."""
+    tls = told_by(connection, "ssl_object")
+    shown: bytes | None = tls.getpeercert(binary_form=True) if tls is not None else None
+    return shown
 
 
 class _CheckedSocket(ssl.SSLSocket):

@@ -29,7 +29,7 @@ from node.bulk_store import read_checked
 from node.certificates import REQUEST_BYTES_MAX, CertificateFacts
 from node.listener import ProtocolFactory
 from node.refusals import RefusalLog
-from node.tls import IdentityContexts
+from node.tls import IdentityContexts, shown_certificate
 from protocol.chunks import LIST_PAGE_CHUNKS
 from protocol.effects import Report
 from protocol.values import Digest
@@ -129,6 +129,8 @@ class Web:
 
     @web.middleware
     async def _admit(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        if request.transport is None or request.transport.is_closing():
+            return hung_up(request)
         try:
             self._facts(request)
         except PeerRefused as refusal:
@@ -142,8 +144,7 @@ class Web:
             return hung_up(request)
 
     def _facts(self, request: web.Request) -> CertificateFacts:
-        tls = request.get_extra_info("ssl_object")
-        return self._contexts.check(tls.getpeercert(binary_form=True) if tls is not None else None)
+        return self._contexts.check(shown_certificate(request))
 
     async def _open_session(self, request: web.Request) -> web.StreamResponse:
         return await self._session(request, self._facts(request))

@@ -626,3 +626,27 @@ def test_a_peer_that_vanishes_without_a_word_is_down_at_once(a: Identity, b: Ide
             await until(lambda: kinds(first.events) == ["SessionUp", "SessionDown"])
 
     run(story)
+
+
+def test_a_peer_that_is_killed_right_after_its_hello_is_no_fault_of_ours(
+    a: Identity, b: Identity, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def story() -> None:
+        async with Node(a) as node_a:
+            welcome, read = node_a.sessions._welcome, asyncio.Event()
+
+            async def slowly(*asked: Any) -> Hello:
+                hello = await welcome(*asked)
+                read.set()
+                await until(lambda: node_a.listener.open_connections == 0, "the connection to be lost")
+                return hello
+
+            node_a.sessions._welcome = slowly  # type: ignore[method-assign]
+            async with raw_session(node_a, b) as connection:
+                await connection.send_bytes(wire.encode(Hello(CLUSTER, Member("b", 1), 1, (0, 0), 1, 1)))
+                await read.wait()
+                await connection.close()
+            await until(lambda: "SessionDown" in kinds(node_a.events), "the session to be over")
+
+    run(story)
+    assert [record.getMessage() for record in caplog.records] == []
