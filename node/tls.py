@@ -36,7 +36,7 @@ class _Connection(Protocol):
 
 
 def told_by(connection: _Connection, name: str) -> Any:
-    """`get_extra_info`, or None when the connection is over: asyncio's TLS transports fail at it once they are closed."""
+    """`get_extra_info`, or None when the connection is over: asyncio's TLS transports fail at it once closed."""
     try:
         return connection.get_extra_info(name)
     except AttributeError:
