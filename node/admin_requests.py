@@ -62,6 +62,8 @@ COMMANDS: Mapping[str, Mapping[str, Argument]] = {
     },
     "revoke": {"node": _TEXT},
     "progress": {"name": _TEXT},
+    "plan": {"name": _TEXT},
+    "pin": {"name": _TEXT, "node": Argument(str, ""), "pinned": Argument(bool, True)},
 }
 OWNERS_ONLY = frozenset({"rm", "revoke", "token"})  # and `verify` with `rebuild`: they destroy, or let machines in
 

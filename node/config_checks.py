@@ -162,6 +162,7 @@ def _check(
     _check_patterns(names, routing, findings)
     _check_groups(fleet, names, routing, findings)
     _check_globs(fleet, findings)
+    _check_receive(fleet, findings)
     for host in fleet.hosts.values():
         _check_host(host, routing, findings)
     if hosts_are_whole:
@@ -220,6 +221,21 @@ def _check_globs(fleet: Fleet, findings: Findings) -> None:
                 path = ("kinds", kind.name, "paths", index) if ("kinds", kind.name) in findings.lines else path
                 both = f"the kinds {owners[glob]} and {kind.name} both claim {glob}"
                 findings.error(path, both, f"Give {kind.name} other paths, or paths: [].", glob)
+
+
+def _check_receive(fleet: Fleet, findings: Findings) -> None:
+    """Kinds that a host is not to receive, and that there are not; kinds that every host of a role refuses."""
+    kinds = tuple(kind.name for kind in fleet.kinds)
+    for host in fleet.hosts.values():
+        for name in host.receive:
+            if name not in kinds:
+                hint = did_you_mean(name, kinds, f"Kinds are {', '.join(kinds)}.")
+                findings.error(("hosts", host.name, "receive", name), "there is no such kind", hint, name)
+    for kind in fleet.kinds:
+        refused = any(host.receive.get(kind.name) is False for host in fleet.hosts.values())
+        if len(fleet.hosts) > 1 and refused and not any(fleet.receives(name, kind.name) for name in fleet.hosts):
+            message = f"no host receives the kind {kind.name}: its artifacts would stay at risk for ever"
+            findings.error(("kinds", kind.name), message, "Let some host receive it, or exclude fewer hosts.")
 
 
 def _check_host(host: Host, routing: SyncRoutingSettings, findings: Findings) -> None:

@@ -104,6 +104,12 @@ class SharedSettings(Section):
     min_free_bytes: Annotated[int | None, _bytes(0)] = _setting(
         "size", "below this much free space the node's own new artifacts are refused too"
     )
+    max_bytes: Annotated[int | None, _bytes(0)] = _setting(
+        "size", "at most this much is held for others, whatever the disk's size"
+    )
+    emergency_disk_percent: Percent = _setting(
+        "percent", "above it (and above the cap) copies that enough other nodes confirm make room"
+    )
     min_copies: Annotated[int | None, _count(1, 16)] = _setting(
         "count", "receipts from other stores before an artifact is durable"
     )
@@ -169,6 +175,12 @@ class KindSettings(Section):
     )
     min_copies: Annotated[int | None, _count(1, 16)] = _setting("count", "as in `sync_routing`, for this kind")
     copy_max: Annotated[int | None, _bytes(0)] = _setting("size", "as in `sync_routing`, for this kind")
+    expire_after: Annotated[float | None, _seconds(60, 100 * 365 * DAY_SECONDS)] = _setting(
+        "seconds", "versions older than this go everywhere, the newest too; never what is at risk"
+    )
+    delete: Annotated[str | None, _choice("ignore", "propagate")] = _setting(
+        "ignore, propagate", "what it means that a user deletes a watched file: nothing, or as `spore rm`"
+    )
 
 
 class SshSettings(Section):
@@ -200,6 +212,9 @@ class HostSettings(SharedSettings):
     )
     ephemeral: Flag = _setting("true, false", "overrides the patterns of `ephemeral_hosts`")
     excluded: Flag = _setting("true, false", "overrides the patterns of `exclude_from_sync`")
+    receive: dict[Role, Annotated[bool, _reads(values.read_flag)]] | None = _setting(
+        "kind: true, false", "kinds that it holds or, with false, never becomes a holder of; the others it holds"
+    )
     issuer: Flag = _setting("true, false", "it keeps the cluster's CA key and admits nodes")
     ssh: SshSettings | None = _setting("section", "how deployment reaches it")
 
@@ -225,7 +240,11 @@ class Setting:
 
 
 # The fields of the values in `protocol/fleet.py` that bear another name than the key in the file.
-FIELD_NAMES: Mapping[str, str] = {"copy_max": "copy_max_bytes", "bandwidth_limit_mbps": "bandwidth_limit"}
+FIELD_NAMES: Mapping[str, str] = {
+    "copy_max": "copy_max_bytes",
+    "bandwidth_limit_mbps": "bandwidth_limit",
+    "expire_after": "expire_after_seconds",
+}
 ENVIRONMENT: Mapping[str, str] = {
     "SPORE_SYNC_INTERVAL": "auto_sync_interval_seconds",
     "SPORE_GOSSIP_INTERVAL": "gossip_interval_seconds",
@@ -238,7 +257,7 @@ ENVIRONMENT: Mapping[str, str] = {
 
 def default_text(value: object, unit: str) -> str:
     """A default as a user would write it; a dash when nothing is stated."""
-    if value is None or value in ((), ""):
+    if value is None or value in ((), "", {}):
         return "—"
     if isinstance(value, bool):
         return str(value).lower()

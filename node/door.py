@@ -87,3 +87,11 @@ class Door(Protocol):
     async def progress(self, name: str) -> Facts:
         """How far the pushes of an artifact are: bytes done and total, rate, and why it stalls."""
         ...
+
+    async def plan(self, name: str) -> Facts:
+        """Who should hold the newest version of a name, in order, and of every other node why not."""
+        ...
+
+    async def pin(self, name: str, node: str, pinned: bool) -> Facts:
+        """Keep a copy of a name on a node ("": this one), whatever strategy and role say; or no longer."""
+        ...

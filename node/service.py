@@ -10,6 +10,7 @@ from contextlib import suppress
 
 from node.agent import Agent
 from node.door import EXIT_USAGE, DoorError, Facts, PutRequest, WaitRequest
+from node.policy_answers import PolicyAnswers
 from node.progress import Progress
 from node.tokens import TokenError
 from protocol import effects as f
@@ -19,7 +20,7 @@ from protocol.claims import Standing
 from protocol.fleet import RESERVED_KIND, Kind
 from protocol.membership import Membership
 from protocol.names import NameRefused, check_node, name_of
-from protocol.values import Record, State
+from protocol.values import Record
 from storage.acceptance import INLINE_BYTES_MAX, Accepted
 from storage.blobs import Blob
 from storage.queries import QueryRefused
@@ -31,7 +32,7 @@ LIST_PAGE = 1_000
 VERIFY_PAGE = 200
 
 
-class Service:
+class Service(PolicyAnswers):
     """Implements `node.door.Door` for one running agent."""
 
     def __init__(self, agent: Agent) -> None:
@@ -70,7 +71,7 @@ class Service:
             )
         )
         try:
-            answer = await self._answer(number, future)
+            answer = await self.answer(number, future)
         finally:
             if isinstance(accepted.source, f.Kept):
                 self.agent.depot.unpin(accepted.source.place)
@@ -103,13 +104,13 @@ class Service:
             raise DoorError(str(problem)) from problem
 
     async def get(self, name: str) -> tuple[Facts, AsyncIterator[bytes]]:
-        record = self._current(name)
+        record = self.newest(name)
         blob = await self._open(record)
         staged = blob is None
         if blob is None:
             number, future = self.agent.request()
             self.agent.post(e.Want(number, record))
-            await self._answer(number, future)
+            await self.answer(number, future)
             blob = await asyncio.to_thread(self.agent.depot.open_staged, record)
         if blob is None:
             raise DoorError(f"the bytes of {name} came and went again; try once more")
@@ -291,7 +292,7 @@ class Service:
 
     async def progress(self, name: str) -> Facts:
         """How far the pushes of an artifact are, and why they stall."""
-        record = self._current(name)
+        record = self.newest(name)
         debts = self.agent.replica.debts
         debt = debts.open.get(record.key)
         around = debts.pool_of(record)
@@ -312,14 +313,14 @@ class Service:
     async def rm(self, name: str) -> Facts:
         number, future = self.agent.request()
         self.agent.post(e.Remove(number, name))
-        record = self._record_of(await self._answer(number, future))
+        record = self._record_of(await self.answer(number, future))
         return {"name": record.name, "state": "deleted"}
 
     async def wait(self, request: WaitRequest) -> Facts:
         number, future = self.agent.request()
         deadline = self._deadline_ms(request.timeout_seconds)
         self.agent.post(e.Await(number, request.name, request.copies, request.domains, deadline))
-        answer = await self._answer(number, future)
+        answer = await self.answer(number, future)
         record = self._record_of(answer)
         return {"name": record.name, "digest": record.digest.hex(), "copies": answer.copies, "durable": answer.durable}
 
@@ -395,30 +396,15 @@ class Service:
         since = int(time.time())
         number, future = self.agent.request()
         self.agent.post(e.Declare(number, f"{RESERVED_KIND}/revoked/{node}", (("since", since),)))
-        await self._answer(number, future)
+        await self.answer(number, future)
         return {"node": node, "revoked_at": since}
 
     # --- helpers ---
-
-    async def _answer(self, number: int, future: asyncio.Future[f.Answer]) -> f.Answer:
-        try:
-            answer = await future
-        finally:
-            self.agent.forget(number)
-        if answer.error:
-            raise DoorError(answer.error)
-        return answer
 
     def _record_of(self, answer: f.Answer) -> Record:
         if answer.record is None:
             raise DoorError("the agent gave an answer without a record; see its log")
         return answer.record
-
-    def _current(self, name: str) -> Record:
-        record = next(iter(self.agent.manifest.versions(name)), None)
-        if record is None or record.state is not State.LIVE or record.kind == RESERVED_KIND:
-            raise DoorError(f"there is no artifact {name}; `spore ls` shows what there is")
-        return record
 
     def _deadline_ms(self, seconds: float) -> int:
         return self.agent.now_ms() + int(seconds * 1000) if seconds > 0 else 0

@@ -14,7 +14,7 @@ from itertools import islice
 from protocol.context import Context
 from protocol.effects import Answer
 from protocol.membership import Membership
-from protocol.placement import Pool, Seat, durable, pool
+from protocol.placement import Pool, Seat, counting_seats, durable, pool, spread
 from protocol.values import Digest, Holding, NodeId, Record, RecordKey, StoreId
 
 RECOUNTS_PER_TICK = 1_000  # debts and waits counted anew at once: 30 ms of work
@@ -136,11 +136,11 @@ class Debts:
 
     def pool_of(self, record: Record, copies: int = 0, domains: int = 0) -> Pool:
         needed = copies or self.ctx.min_copies(record)
-        return pool(record.digest, self.seats_of(record), needed, domains)
+        return pool(record.digest, self.seats_of(record), needed, domains, self.ctx.kind(record.name))
 
     def seats_of(self, record: Record) -> list[Seat]:
         """The stores whose receipts count for a record: the origin's does not, ours does when it is another's."""
-        return self.members.seats(self._origin_store(record))
+        return self.members.seats(self._origin_store(record), record.kind)
 
     def own_open(self) -> list[Debt]:
         return [debt for debt in self.open.values() if debt.own]
@@ -163,8 +163,8 @@ class Debts:
         member = self.members.row(holding.node)
         if member is None:
             host = self.ctx.fleet.host(holding.node)
-            return Seat(holding.node, holding.store, self.ctx.fleet.domain(holding.node), host.ephemeral)
-        return Seat(holding.node, holding.store, member.domain, member.ephemeral)
+            return Seat(holding.node, holding.store, self.ctx.fleet.domain(holding.node), host.ephemeral, host.role)
+        return Seat(holding.node, holding.store, member.domain, member.ephemeral, member.role)
 
     # --- waits ---
 
@@ -199,7 +199,9 @@ class Debts:
         if len(receipts) < (copies or self.ctx.min_copies(record)):
             return False
         receipts = self.counting(receipts)
-        return durable(receipts, self.pool_of(record, copies, domains), self.seats_of(record), domains)
+        needed, seats = copies or self.ctx.min_copies(record), self.seats_of(record)
+        around = Pool((), needed, domains or spread(counting_seats(seats, needed), needed))  # nobody need be ranked
+        return durable(receipts, around, seats, domains)
 
     def wait(self, wait: Wait) -> None:
         """Answer now, or when enough receipts are committed, or with an error at the deadline (see `tick`)."""

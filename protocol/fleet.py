@@ -30,6 +30,7 @@ Strategy = Literal["hybrid", "broadcast", "pull"]
 Snapshot = Literal["sqlite"]
 Scope = Literal["cluster", "peers"]
 Priority = Literal["low", "normal", "high", "critical"]
+Deletion = Literal["ignore", "propagate"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +80,8 @@ class Routing:
     max_disk_usage_percent: float = 70.0
     min_free_disk_percent: float = 30.0
     min_free_bytes: int = GIB
+    max_bytes: int | None = None  # held for others; None: the shares of the disk alone decide
+    emergency_disk_percent: float = 90.0  # there a database that grows, or a log, is about to meet a full disk
     min_copies: int = 2
     dial_seconds_max: float = 10.0  # three lost SYN packets (1 + 2 + 4 s) and a handshake over a slow link
     settle_seconds: float = 2.0  # twice the coarsest mtime granularity met (1 s)
@@ -109,6 +112,8 @@ class Kind:
     scope: Scope = "cluster"
     min_copies: int | None = None  # None: as `sync_routing` says
     copy_max_bytes: int | None = None  # None: as `sync_routing` says
+    expire_after_seconds: float | None = None  # None: no version goes for its age
+    delete: Deletion = "ignore"  # what the deletion of a watched file by a user means for the other nodes
 
     def matches(self, path: str) -> bool:
         """Whether a file at this path, relative to the root and separated by `/`, is of this kind."""
@@ -150,6 +155,7 @@ class Host:
     sync_priority: Priority = "normal"
     ephemeral: bool = False
     excluded: bool = False
+    receive: Mapping[str, bool] = field(default_factory=dict)  # by kind; a kind not named is received
     issuer: bool = False
     nfs_group: str | None = None  # the first name of its group; None: shares its root with nobody
     root: str | None = None  # None: `files` in the node's folder
@@ -264,6 +270,11 @@ class Fleet:
     def kind_of_path(self, path: str) -> Kind | None:
         """The first kind, in the file's order, whose globs match a path relative to the root, or None."""
         return next((kind for kind in self.kinds if kind.matches(path)), None)
+
+    def receives(self, node: str, kind: str) -> bool:
+        """Whether a node may become a holder of a kind."""
+        host = self.host(node)
+        return not host.excluded and host.receive.get(kind, True)
 
     def min_copies(self, kind: Kind, origin: str) -> int:
         """How many receipts an artifact of this kind from this origin needs."""

@@ -64,7 +64,8 @@ class Membership:
         self._told = self.own
         self._rows: dict[NodeId, Member] = {}
         self._unlisted: dict[NodeId, str] = {}  # members that the hosts file does not name, with their domains
-        self._seats: dict[StoreId, list[Seat]] = {}  # by the store that does not count
+        self._seats: dict[tuple[StoreId, str], list[Seat]] = {}  # by the store that does not count, and the kind
+        self._choosy: frozenset[str] = frozenset()  # kinds that some host does not receive
         self._stores: frozenset[StoreId] | None = None  # of nodes that are there
         self._agreed: bool | None = None  # whether all that are there go by one hosts file
 
@@ -82,6 +83,9 @@ class Membership:
         for node in sorted(self.ctx.fleet.hosts):
             self._know(node, self.ctx.fleet.hosts[node].dial_address or "")
         self._unlisted = {node: d for node, d in self._unlisted.items() if node not in self.ctx.fleet.hosts}
+        hosts = self.ctx.fleet.hosts.values()
+        self._choosy = frozenset(kind for host in hosts for kind, takes in host.receive.items() if not takes)
+        self._seats_changed()
         self.swim.list_hosts(sorted(self.ctx.fleet.hosts))
         self._enrol()
         host = self.ctx.host
@@ -133,14 +137,18 @@ class Membership:
 
     # --- questions ---
 
-    def seats(self, but: StoreId) -> list[Seat]:
-        """The stores that may hold now, ours among them, without the store `but`: an artifact's own, at its origin.
+    def seats(self, but: StoreId, kind: str = "") -> list[Seat]:
+        """The stores that may hold a kind now, ours among them, without the store `but`: an artifact's own, at its
+        origin.
 
-        Every node that sees the same members gets the same answer, whichever asks.
+        Every node that sees the same members gets the same answer, whichever asks. The hosts file excludes at once,
+        a member's own row once it has heard of it.
         """
-        if but not in self._seats:
-            self._seats[but] = eligible([*self.alive.values(), self.own], but)
-        return self._seats[but]
+        key = (but, kind if kind in self._choosy else "")
+        if key not in self._seats:
+            receives = self.ctx.fleet.receives
+            self._seats[key] = eligible([*self.alive.values(), self.own], but, lambda node: receives(node, key[1]))
+        return self._seats[key]
 
     def row(self, node: NodeId) -> Member | None:
         """What a node, alive or not, last said of itself."""

@@ -1,17 +1,19 @@
 """Placement: which stores an artifact's bytes go to, as a pure function of facts that every node has.
 
-First form. Eligible is a store whose node is alive, accepting and not excluded. Persistent stores come before
-ephemeral ones: the latter count only when fewer than K persistent ones are eligible. Among those that count,
-rendezvous hashing ranks (Thaler and Ravishankar, 1996: one store joining or leaving moves only its own share), and
-the first K are spread over as many domains as there are.
+Eligible is a store whose node is alive, accepting, not excluded, and receives the artifact's kind. Persistent stores
+come before ephemeral ones, which count only when fewer than K persistent ones are eligible; then the stores that the
+kind's roles want anyhow, so that their copy is one of the K; then rendezvous hashing (Thaler and Ravishankar, 1996: one
+store joining or leaving moves only its own share). The first K are spread over as many domains as there are. Need and
+priority order transfers and change nothing here. `planning` says the same with reasons.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 
+from protocol.fleet import Kind
 from protocol.values import Digest, Member, NodeId, StoreId
 
 
@@ -23,6 +25,7 @@ class Seat:
     store: StoreId
     domain: str
     ephemeral: bool
+    role: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,25 +42,46 @@ class Pool:
 
 
 def seat_of(member: Member) -> Seat:
-    return Seat(member.node, member.store, member.domain, member.ephemeral)
+    return Seat(member.node, member.store, member.domain, member.ephemeral, member.role)
 
 
-def eligible(members: Iterable[Member], own_store: StoreId) -> list[Seat]:
+def eligible(
+    members: Iterable[Member], own_store: StoreId, receives: Callable[[NodeId], bool] = lambda node: True
+) -> list[Seat]:
     """One seat for each eligible store but ours. Of an NFS group, the member first in name order receives."""
     seats: dict[StoreId, Seat] = {}
     for member in sorted(members, key=lambda m: m.node):
-        if member.accepting and not member.excluded and member.store != own_store:
+        if member.accepting and not member.excluded and member.store != own_store and receives(member.node):
             seats.setdefault(member.store, seat_of(member))
     return list(seats.values())
 
 
-def pool(digest: Digest, seats: Collection[Seat], copies: int, domains: int = 0) -> Pool:
+def wanted_by_role(kind: Kind, role: str) -> bool:
+    """Whether the kind's strategy gives every store of this role a copy, beyond the K that make it durable."""
+    if kind.strategy == "broadcast":
+        return not kind.roles or role in kind.roles
+    return kind.strategy == "hybrid" and role in kind.roles
+
+
+def pool(digest: Digest, seats: Collection[Seat], copies: int, domains: int = 0, kind: Kind | None = None) -> Pool:
     """Rank the eligible seats for one artifact. `domains` 0 asks for min(copies, domains there are)."""
+    counted = counting_seats(seats, copies)
+    first = {seat.role: not wanted_by_role(kind, seat.role) for seat in counted} if kind else {}
+    ranked = sorted(
+        counted, key=lambda seat: (seat.ephemeral, first.get(seat.role, False), _weight(digest, seat.store))
+    )
+    return Pool(tuple(ranked), copies, domains or spread(counted, copies))
+
+
+def counting_seats(seats: Collection[Seat], copies: int) -> list[Seat]:
+    """Those that may count for K copies: ephemeral ones only where persistent ones are too few."""
     persistent = [seat for seat in seats if not seat.ephemeral]
-    counted = persistent if len(persistent) >= copies else list(seats)
-    ranked = sorted(counted, key=lambda seat: (seat.ephemeral, _weight(digest, seat.store)))
-    spread = domains or min(copies, len({seat.domain for seat in ranked}))
-    return Pool(tuple(ranked), copies, spread)
+    return persistent if len(persistent) >= copies else list(seats)
+
+
+def spread(counted: Iterable[Seat], copies: int) -> int:
+    """Over how many domains K copies are to lie: as many as there are, at most K."""
+    return min(copies, len({seat.domain for seat in counted}))
 
 
 def targets(ranked: Sequence[Seat], copies: int, domains: int, have: Sequence[Seat] = ()) -> list[Seat]:

@@ -7,27 +7,38 @@ from protocol.debts import Debts
 from protocol.fleet import Kind
 from protocol.membership import Membership
 from protocol.names import publication_path, publishable
-from protocol.placement import targets
+from protocol.pins import Pins
+from protocol.placement import targets, wanted_by_role
 from protocol.values import Record, State
 
 
 class Policy:
     """Answers for one node; decides nothing, changes nothing."""
 
-    def __init__(self, ctx: Context, members: Membership, debts: Debts) -> None:
+    def __init__(self, ctx: Context, members: Membership, debts: Debts, pins: Pins) -> None:
         self.ctx = ctx
         self.members = members
         self.debts = debts
+        self.pins = pins
+
+    def receives(self, kind: str) -> bool:
+        """Whether this node may become a holder of a kind: said by the hosts file, or by how it joined."""
+        return not self.ctx.excluded and self.ctx.fleet.receives(self.ctx.node, kind)
 
     def wants(self, record: Record) -> bool:
-        """Whether policy, as far as it can be told without a look-up, places this record here."""
+        """Whether policy, as far as it can be told without a look-up, places this record here for good: by the role of
+        this node, or by a pin. The K copies that make it durable stay where they are once there are K."""
         kind = self.ctx.kind(record.name)
-        return kind is not None and not self.ctx.excluded and self._strategy_places_here(kind, record)
+        if kind is None or not self.receives(record.kind):
+            return False
+        return wanted_by_role(kind, self.ctx.host.role) or self.pins.pinned_here(record.name)
 
     def places_here(self, record: Record) -> bool:
         """Whether policy places this record's bytes in our store."""
         kind = self.ctx.kind(record.name)
-        if kind is None or record.state is not State.LIVE or record.origin == self.ctx.node or not self.wants(record):
+        if kind is None or record.state is not State.LIVE or record.origin == self.ctx.node:
+            return False
+        if not self.wants(record) and not self._completes(kind, record):
             return False
         if not publishable(record.name, record.origin, kind.namespace == "node"):
             return False
@@ -72,13 +83,12 @@ class Policy:
         mates = [node for node, x in self.members.alive.items() if x.store == self.ctx.store]
         return all(self.ctx.node < node for node in mates)
 
-    def _strategy_places_here(self, kind: Kind, record: Record) -> bool:
-        role = self.ctx.host.role
-        if kind.strategy == "pull":
+    def _completes(self, kind: Kind, record: Record) -> bool:
+        """Whether we are one of the K that make it durable, while there are fewer: a copy that is there stays where it
+        is, whoever joins, so that nothing moves without need."""
+        if kind.strategy == "pull" or not self.receives(record.kind):
             return False
-        if kind.strategy == "broadcast":
-            return not kind.roles or role in kind.roles
-        return role in kind.roles or self.is_target(record)
+        return self.is_target(record) and not self.debts.enough(record, 0, 0)
 
     def _beyond_retention(self, kind: Kind, record: Record) -> bool:
         kept = 0

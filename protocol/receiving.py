@@ -19,6 +19,7 @@ from protocol.fleet import RESERVED_KIND
 from protocol.incoming import Incoming, Wanted, hash_order
 from protocol.membership import Membership
 from protocol.names import publishable
+from protocol.pins import Pins
 from protocol.policy import Policy
 from protocol.sending import RECEIPT_MS_MAX, UPLOAD_BYTES_PER_SECOND_MIN
 from protocol.values import (
@@ -47,7 +48,9 @@ PUSH_GRACE_MS = 3_000  # a target of the origin's push waits this long for the o
 class Receiving:
     """Admits offers, fetches what should lie here, publishes and commits what arrived."""
 
-    def __init__(self, ctx: Context, members: Membership, debts: Debts, tell: Callable[[Rows], None]) -> None:
+    def __init__(
+        self, ctx: Context, members: Membership, debts: Debts, pins: Pins, tell: Callable[[Rows], None]
+    ) -> None:
         self.ctx = ctx
         self.members = members
         self.debts = debts
@@ -55,7 +58,7 @@ class Receiving:
         self.incoming: dict[tuple[NodeId, int], Incoming] = {}
         self.arriving: dict[Digest, tuple[NodeId, int]] = {}
         self.wanted: dict[Digest, Wanted] = {}
-        self.policy = Policy(ctx, members, debts)
+        self.policy = Policy(ctx, members, debts, pins)
         self.stopping = False
         self._asked: dict[Digest, tuple[NodeId, int]] = {}  # of whom, and until when an answer is waited for
         self._publishing: dict[int, Incoming | None] = {}
@@ -152,6 +155,8 @@ class Receiving:
             return m.LEAVING
         if self.ctx.excluded:
             return f"{self.ctx.node} is excluded from sync"
+        if not self.policy.receives(record.kind):
+            return f"{self.ctx.node} does not receive the kind {record.kind}"
         if kind is None or record.kind == RESERVED_KIND:
             return f"kind {record.kind} is not in the hosts file of {self.ctx.node}"
         if record.state is not State.LIVE or self.ctx.deleted(record):
@@ -211,7 +216,7 @@ class Receiving:
 
     def fetch_again(self, record: Record) -> None:
         """We held these bytes and lost them, to a disk, or while the cluster has too few copies without ours."""
-        if not self.ctx.excluded and not self.policy.drops(record) and len(self.wanted) < WANTED_MAX:
+        if self.policy.receives(record.kind) and not self.policy.drops(record) and len(self.wanted) < WANTED_MAX:
             self.wanted.setdefault(record.digest, Wanted(record, self.ctx.now_ms))
 
     def fetch_for_user(self, request: int, record: Record) -> None:

@@ -22,6 +22,7 @@ from protocol.debts import Debt, Debts
 from protocol.effects import Answer, Effects, Entry, Exit, Hangup, Inline, Referenced, Release, Scan, SetTimer, Unlink
 from protocol.fleet import RESERVED_KIND, Fleet
 from protocol.membership import REPAIR_GRACE_MS, WAKE, Membership
+from protocol.pins import Pins
 from protocol.receiving import Receiving
 from protocol.recent import Recent
 from protocol.retention import Retention
@@ -52,7 +53,8 @@ class Replica:
         self.retention = Retention(ctx, self.members, self.debts, self._tell)
         self.comparing = Comparing(ctx, self.members, random)
         self.spreading = Spreading(ctx, self.members, self.comparing, self._heard, self.retention.beyond)
-        self.receiving = Receiving(ctx, self.members, self.debts, self._tell)
+        self.pins = Pins(ctx)
+        self.receiving = Receiving(ctx, self.members, self.debts, self.pins, self._tell)
         self.accepting = Accepting(ctx, self.debts, self._tell, self._owe)
         self.receiving.on_own_published(self._own_published)
         self.sending.start_from(boot * TRANSFERS_PER_BOOT)
@@ -202,6 +204,7 @@ class Replica:
         for record in rows.records:
             self.retention.committed(record)
             self._note_declared(record)
+            self._note_pin(record)
         for holding in rows.holdings:
             for debt in self.debts.heard(holding):
                 self.sending.plan(debt)
@@ -238,6 +241,12 @@ class Replica:
             self.ctx.report("warning", "revoked", f"the certificate of {node} is revoked by {record.origin}")
             if node in self.members.sessions:
                 self.ctx.emit(Hangup(node, "its certificate is revoked"))
+
+    def _note_pin(self, record: Record) -> None:
+        """A name was pinned here: its bytes are fetched, whatever the strategy says."""
+        pinned = self.ctx.current(name) if (name := self.pins.heard(record)) else None
+        if pinned is not None:
+            self.receiving.consider(pinned)
 
     def _owe(self, record: Record, kept: bool = False) -> None:
         debt = self.debts.add(record, record.origin == self.ctx.node, kept)
@@ -401,10 +410,12 @@ class Replica:
             if record.name == before or record.state is not State.LIVE:
                 self.retention.committed(record)  # a name of several versions: one may be too many
             before = record.name
+            self.pins.heard(record)
             if not self._in_order(record, holdings):
                 self._examine(record)
         if event.last or not event.page:
             self._sweeping = 0
+            self.pins.seen_all()
             self._sweep_due_ms = self.ctx.now_ms + int(self.ctx.routing.auto_sync_interval_seconds * 1000)
             return
         self.ctx.emit(Scan(event.op, event.page[-1][0].key, SWEEP_PAGE))

@@ -257,3 +257,17 @@ class FakeDoor:
             "bytes_total": 10,
             "transfers": [],
         }
+
+    async def plan(self, name: str) -> Facts:
+        self._enter("plan", name)
+        self._named(name)
+        place = {"node": NODE, "store": "00" * 16, "domain": "x", "role": "worker"}
+        holder = {**place, "counts": True, "holds": True, "why": "it lasts"}
+        return {
+            "name": name, "kind": "model", "strategy": "hybrid", "copies": 1, "domains": 1, "enough": True,
+            "holders": [holder], "others": [{"node": "node-b", "why": "it is down"}],
+        }  # fmt: skip
+
+    async def pin(self, name: str, node: str, pinned: bool) -> Facts:
+        self._enter("pin", (name, node, pinned))
+        return {"name": name, "node": node or NODE, "pinned": pinned}

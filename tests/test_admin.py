@@ -272,6 +272,8 @@ def test_every_command_is_answered(tmp_path: Path) -> None:
         "token": {"ttl_seconds": 60, "uses": 2, "ephemeral": True},
         "revoke": {"node": "node-b"},
         "progress": {"name": "model/a"},
+        "plan": {"name": "model/a"},
+        "pin": {"name": "model/a", "node": "node-b"},
         "rm": {"name": "model/a"},
     }
 

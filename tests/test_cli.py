@@ -462,11 +462,24 @@ FIELDS = {
     "peers": ["node", "address", "state", "role", "provider", "domain", "rtt_ms"],
     "risk": ["name", "digest", "size", "copies", "needed", "why"],
     "events": ["at", "level", "event", "message"],
+    "plan": ["name", "kind", "strategy", "copies", "domains", "enough", "holders", "others"],
+    "pin": ["name", "node", "pinned"],
 }
 
 
 @pytest.mark.parametrize(
-    "words", [["where", "model/a"], ["ls"], ["status"], ["peers"], ["risk"], ["events"]], ids=lambda w: w[0]
+    "words",
+    [
+        ["where", "model/a"],
+        ["ls"],
+        ["status"],
+        ["peers"],
+        ["risk"],
+        ["events"],
+        ["plan", "model/a"],
+        ["pin", "model/a"],
+    ],
+    ids=lambda w: w[0],
 )
 def test_json_has_the_stable_fields(agent: Agent, words: list[str]) -> None:
     put(agent, "a", b"content")

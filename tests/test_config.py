@@ -616,3 +616,12 @@ def test_any_tree_of_settings_raises_nothing_but_a_configuration_error(tree: dic
     import json
 
     only_config_errors(json.dumps(tree))
+
+
+def test_kinds_that_a_host_does_not_receive_are_checked() -> None:
+    hosts = "hosts: {a: {receive: {game: false}}, b: {receive: {gmae: false}}, c: }\n"
+    assert any("there is no such kind" in line and "game" in line for line in errors("cluster: x\n" + hosts))
+    nobody = "hosts: {a: {receive: {game: false}}, b: {receive: {game: false}}}\n"
+    assert any("no host receives the kind game" in line for line in errors("cluster: x\n" + nobody))
+    fleet = parse_fleet("cluster: x\nhosts: {a: {receive: {game: false}}, b: }\n")
+    assert [fleet.receives(node, "game") for node in ("a", "b", "stranger")] == [False, True, True]

@@ -9,6 +9,7 @@ from protocol import effects as f
 from protocol import events as e
 from protocol import messages as m
 from protocol.fleet import Host, Kind
+from protocol.pins import pin_name
 from protocol.receiving import (
     ARRIVING_MAX,
     ASK_COUNT,
@@ -19,7 +20,7 @@ from protocol.receiving import (
     SMALL_BYTES,
 )
 from protocol.sending import RECEIPT_MS_MAX
-from protocol.values import Batch, Holding, Parcel, Record, Rows, State, Stripe
+from protocol.values import NO_DIGEST, Batch, Holding, Parcel, Record, Rows, State, Stripe
 from tests.replicas import (
     NAMES,
     NOW,
@@ -447,6 +448,14 @@ def untargeted(name: str, alpha: Bench, **facts: Any) -> Record:
     raise AssertionError("alpha is a target of everything")
 
 
+def targeted(name: str, alpha: Bench, **facts: Any) -> Record:
+    return next(
+        made
+        for made in (record(name, number, **facts) for number in range(100, 200))
+        if alpha.replica.receiving.policy.is_target(made)
+    )
+
+
 def number_of(made: Record) -> int:
     return made.size - 1_000 if made.size < SMALL_BYTES else int.from_bytes(made.digest[:4], "big")
 
@@ -478,9 +487,34 @@ def test_who_is_no_target_of_a_hybrid_kind_without_roles_fetches_nothing() -> No
 def test_a_kind_with_roles_is_fetched_by_these_roles(role: str, fetched: bool) -> None:
     of = fleet(Host("alpha", address="alpha:7946", role=role), kinds=(Kind("npz", roles=("training",)),))
     alpha = ready(*NAMES[1:], of=of)
-    made = untargeted(NAME, alpha)
+    made = record(NAME, 100) if fetched else untargeted(NAME, alpha)  # who wants it anyhow is a target of its push
     out = alpha.told("beta", made, holding("beta", number_of(made))) + alpha.tick(PUSH_GRACE_MS)
     assert bool(sent(out, m.Ask)) is fetched
+
+
+def test_a_copy_that_is_there_stays_where_it_is_whoever_joins() -> None:
+    """Nothing moves without need: a target that comes to be one later fetches only while copies are too few."""
+    alpha = ready("beta", "gamma", "delta")
+    made = targeted(NAME, alpha)
+    alpha.told("beta", made, *(holding(node, number_of(made)) for node in ("beta", "gamma", "delta")))
+    alpha.tick(PUSH_GRACE_MS * 2)
+    assert sent(alpha.effects, m.Ask) == []
+
+
+def test_a_kind_that_a_host_does_not_receive_is_refused_there() -> None:
+    of = fleet(Host("alpha", address="alpha:7946", receive={"npz": False}))
+    alpha, made = ready("beta", of=of), record(NAME, 5)
+    (_, take), *_ = sent(alpha.offer("beta", made), m.Take)
+    assert take.refused == ("alpha does not receive the kind npz",)
+    assert sent(alpha.told("beta", made, holding("beta", 5)) + alpha.tick(PUSH_GRACE_MS * 2), m.Ask) == []
+
+
+def test_what_is_pinned_here_is_fetched_whatever_the_strategy_says() -> None:
+    alpha = ready(of=fleet(kinds=(Kind("npz", strategy="pull"),)))
+    alpha.told("beta", record(NAME, 5), holding("beta", 5))
+    assert sent(alpha.tick(), m.Ask) == []
+    pin = replace(record(pin_name("alpha", NAME), 0, meta=(("pinned", 1),)), digest=NO_DIGEST)
+    assert sent(alpha.told("beta", pin) + alpha.tick(PUSH_GRACE_MS), m.Ask) != []
 
 
 def test_a_kind_to_be_pulled_is_not_fetched_unasked() -> None:

@@ -13,6 +13,7 @@ from node.cli.failures import EXIT_NOT_ACHIEVED, EXIT_USAGE, CommandFailed
 from node.cli.folders import agent, check, init, join, revoke, token
 from node.cli.getting import get
 from node.cli.looking import events, ls, peers, risk, status, where
+from node.cli.planning import pin, plan, unpin
 from node.cli.putting import put
 from node.cli.rehearsing import demo, simulate
 from node.cli.waiting import flush, rm, verify, wait
@@ -21,6 +22,7 @@ COMMANDS = (
     init, token, join, revoke, agent, check,
     put, get, ls, where, rm,
     status, peers, risk, events, wait, flush, verify,
+    plan, pin, unpin,
     simulate, demo,
 )  # fmt: skip
 

@@ -404,8 +404,8 @@ BREAKAGES: tuple[Breakage, ...] = (
         GOSSIP,
         "judges durability without its own store instead of the origin's",
         "protocol/debts.py",
-        "        return self.members.seats(self._origin_store(record))",
-        "        return self.members.seats(self.ctx.store)",
+        "        return self.members.seats(self._origin_store(record), record.kind)",
+        "        return self.members.seats(self.ctx.store, record.kind)",
         "seeds crash 1 12",
     ),
     Breakage(

@@ -1,0 +1,132 @@
+"""The answers about where data goes: plans and pins, from the core and the manifest."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from node.door import EXIT_USAGE, DoorError, Facts
+from protocol import effects as f
+from protocol import events as e
+from protocol.fleet import Kind
+from protocol.names import NameRefused, check_name, check_node
+from protocol.pins import pin_name
+from protocol.planning import Candidate, Plan, plan
+from protocol.values import Member, NodeId, Record, State, stores_of
+
+if TYPE_CHECKING:
+    from node.agent import Agent
+
+
+class PolicyAnswers:
+    """The part of `node.door.Door` that speaks of placement, for one running agent."""
+
+    agent: Agent
+
+    async def plan(self, name: str) -> Facts:
+        record = self.newest(name)
+        kind = self.agent.fleet.kind_of(name)
+        if kind is None:
+            raise DoorError(f"the hosts file of this node has no kind {record.kind}, so no plan for {name}")
+        return plan_facts(name, kind, self.plan_of(record, kind))
+
+    def plan_of(self, record: Record, kind: Kind) -> Plan:
+        """The plan of a version, by all that this node knows now."""
+        replica = self.agent.replica
+        origin = self._member(record.origin)
+        return plan(
+            record.digest,
+            kind,
+            replica.ctx.min_copies(record),
+            [self._candidate(node, record, kind) for node in self.nodes()],
+            record.origin,
+            origin.store if origin else b"",
+        )
+
+    def nodes(self) -> list[NodeId]:
+        """Every node known, this one included."""
+        agent = self.agent
+        heard = (member.node for member in agent.manifest.members())
+        return sorted({*agent.replica.members.peers, *agent.fleet.hosts, *heard, agent.node})
+
+    def _member(self, node: NodeId) -> Member | None:
+        members = self.agent.replica.members
+        return members.own if node == self.agent.node else members.row(node)
+
+    def _candidate(self, node: NodeId, record: Record, kind: Kind) -> Candidate:
+        agent = self.agent
+        members, host = agent.replica.members, agent.fleet.host(node)
+        member = self._member(node) or Member(
+            node, 0, role=host.role, domain=agent.fleet.domain(node), ephemeral=host.ephemeral, store=node.encode()
+        )
+        return Candidate(
+            member,
+            alive=members.is_alive(node),
+            left=members.has_left(node),
+            receives=agent.fleet.receives(node, kind.name),
+            priority=host.sync_priority,
+            pinned=agent.replica.pins.is_pinned(node, record.name),
+            holds=member.store in stores_of(agent.manifest.holdings(record.digest)),
+        )
+
+    async def pin(self, name: str, node: str, pinned: bool) -> Facts:
+        node = node or self.agent.node
+        try:
+            check_node(node)
+            check_name(name)
+            pin = check_name(pin_name(node, name))
+        except NameRefused as refused:
+            raise DoorError(str(refused), EXIT_USAGE) from refused
+        known = node in self.nodes()
+        if not known and pinned:
+            raise DoorError(f"there is no node {node}; `spore peers` shows who there is", EXIT_USAGE)
+        if pinned and not self.agent.fleet.receives(node, name.partition("/")[0]):
+            raise DoorError(f"{node} is excluded from sync, or from this kind; a pin does not change that", EXIT_USAGE)
+        if pinned:
+            self.newest(name)
+        number, future = self.agent.request()
+        self.agent.post(e.Declare(number, pin, (("pinned", int(pinned)),)))
+        await self.answer(number, future)
+        return {"name": name, "node": node, "pinned": pinned}
+
+    def newest(self, name: str) -> Record:
+        """The newest version of a name. Raises DoorError when there is no live one."""
+        record = next(iter(self.agent.manifest.versions(name)), None)
+        if record is None or record.state is not State.LIVE or self.agent.fleet.kind_of(name) is None:
+            raise DoorError(f"there is no artifact {name}; `spore ls` shows what there is")
+        return record
+
+    async def answer(self, number: int, future: asyncio.Future[f.Answer]) -> f.Answer:
+        """The core's answer to a request. Raises DoorError when it was refused."""
+        try:
+            answer = await future
+        finally:
+            self.agent.forget(number)
+        if answer.error:
+            raise DoorError(answer.error)
+        return answer
+
+
+def plan_facts(name: str, kind: Kind, made: Plan) -> Facts:
+    """A plan as `spore plan --json` prints it."""
+    return {
+        "name": name,
+        "kind": kind.name,
+        "strategy": kind.strategy,
+        "copies": made.copies,
+        "domains": made.domains,
+        "enough": made.enough,
+        "holders": [
+            {
+                "node": holder.node,
+                "store": holder.store.hex(),
+                "domain": holder.domain,
+                "role": holder.role,
+                "counts": holder.counts,
+                "holds": holder.holds,
+                "why": holder.why,
+            }
+            for holder in made.holders
+        ],
+        "others": [{"node": other.node, "why": other.why} for other in made.others],
+    }
