@@ -27,6 +27,7 @@ from node.identity import Identity
 from node.intake import Intake
 from node.issuer import Issuer, JoinServer, Standing
 from node.journal import Journal
+from node.limits import Limits
 from node.listener import Listener
 from node.metrics import Metrics
 from node.pending import PendingEntries
@@ -35,7 +36,6 @@ from node.refusals import RefusalLog
 from node.renewal import RenewalFailed, renew_certificate
 from node.sessions import Sessions
 from node.snapshot import quick_check
-from node.throttle import Throttle
 from node.tls import IdentityContexts
 from node.tokens import BOOK_FILE, TokenBook
 from node.transfers import TransferHooks, Transfers
@@ -96,6 +96,7 @@ class Agent:
         self.ticked = self.started
         self.performer = Performer(self)
         self._requests = 0
+        self.limits = Limits(self)
 
     # --- life ---
 
@@ -198,7 +199,7 @@ class Agent:
         )
 
     async def _open_network(self) -> None:
-        self.throttle = Throttle(self.fleet.egress_bytes_per_second(self.node, self.env))
+        self.throttle = self.limits.throttle()
         self.bulk = BulkServer(
             self.contexts,
             self.depot,
@@ -230,7 +231,7 @@ class Agent:
             renew=issuer.renew if issuer else None,
             report=self.report,
             refusals=self.refusals,
-            pace=self.throttle.take,
+            pace=self.throttle.pace,
         )
         self.joins = self._join_server(issuer) if issuer else None
         await self.web.start()
@@ -425,7 +426,7 @@ class Agent:
         self.fleet = self._with_environment(fleet)
         routing = self.fleet.routing_for(self.node)
         self.room.set_limits(RoomLimits.of(routing))
-        self.throttle.set_rate(self.fleet.egress_bytes_per_second(self.node, self.env))
+        self.limits.apply()
         self.post(e.FleetChanged(self.fleet))
         self.spawn(self.intake.watch())
 

@@ -36,7 +36,7 @@ from node.inbox import Expected, Inbox
 from node.parcels import FrameReader
 from node.progress import Progress
 from node.receiver import Receiver, WrongBytesHook
-from node.throttle import Throttle
+from node.throttle import PRIORITY_HEADER, Throttle
 from node.tls import IdentityContexts
 from protocol.chunks import CHUNK_BYTES, LIST_PAGE_CHUNKS
 from protocol.effects import Report
@@ -206,7 +206,7 @@ class _Connection:
         if blob is None:
             return self._refuse(404, f"{self._server.contexts.identity.node} does not hold {digest.hex()}", keep=keep)
         try:
-            return self._send_blob(digest, blob, head.headers.get("range"), keep)
+            return self._send_blob(digest, blob, head, keep)
         except UnsatisfiableRange:
             return self._refuse(
                 416, "the range lies outside the artifact", keep, {"Content-Range": f"bytes */{blob.size}"}
@@ -217,8 +217,8 @@ class _Connection:
         finally:
             blob.close()
 
-    def _send_blob(self, digest: Digest, blob: Blob, wanted: str | None, keep: bool) -> bool:
-        part = byte_range(wanted, blob.size)
+    def _send_blob(self, digest: Digest, blob: Blob, head: Head, keep: bool) -> bool:
+        part = byte_range(head.headers.get("range"), blob.size)
         first, end = part or (0, blob.size)
         headers: dict[str, str | int] = {"ETag": f'"{digest.hex()}"', "Accept-Ranges": "bytes"}
         if part:
@@ -226,10 +226,11 @@ class _Connection:
         self._head(206 if part else 200, end - first, "application/octet-stream", keep, headers)
         if not self._buffer:
             self._buffer = memoryview(bytearray(CHUNK_BYTES))
+        allow = self._server.throttle.pace(self._stream.peer, id(self._stream), head.headers.get(PRIORITY_HEADER, ""))
         while first < end:
             view = self._buffer[: min(CHUNK_BYTES, end - first)]
             read_checked(blob, view, first)
-            self._stream.send(view, self._server.throttle.take)
+            self._stream.send(view, allow)
             first += len(view)
         return keep
 

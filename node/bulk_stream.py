@@ -163,15 +163,16 @@ class Stream:
 
     # Writing
 
-    def send(self, payload: bytes | memoryview, pace: Callable[[int], None] | None = None) -> None:
-        """Send all of it, in pieces; `pace` is called with the size of each and returns when it may leave."""
+    def send(self, payload: bytes | memoryview, pace: Callable[[int], int] | None = None) -> None:
+        """Send all of it, in pieces; `pace` is called before each: it returns how much may leave, when it may."""
         view = memoryview(payload)
         while view:
+            piece_bytes = min(len(view), PIECE_BYTES)
             if pace is not None:
-                pace(min(len(view), PIECE_BYTES))
+                piece_bytes = pace(piece_bytes)
             self._arm(self.patience.stall_seconds)
             try:
-                sent = self._sock.send(view[:PIECE_BYTES])
+                sent = self._sock.send(view[:piece_bytes])
             except TimeoutError:
                 raise StreamBroken(f"{self.peer} stopped receiving: closed") from None
             except (OSError, ValueError) as problem:

@@ -47,6 +47,8 @@ def _setting(unit: str, meaning: str, **more: Any) -> Any:
 
 Node = Annotated[str, _reads(values.read_node)]
 Pattern = Annotated[str, _reads(values.read_pattern)]
+Provider = Annotated[str, _reads(values.read_label)]
+Rate = Annotated[Bandwidth, _reads(values.read_bandwidth)]
 Role = Annotated[str, _reads(values.read_role)]
 Glob = Annotated[str, _reads(values.read_glob)]
 Address = Annotated[str | None, _reads(values.read_address)]
@@ -94,6 +96,12 @@ class SharedSettings(Section):
     )
     bandwidth_limit: Annotated[Bandwidth | None, _reads(values.read_bandwidth)] = _setting(
         "rate with unit", "the egress limit with its unit, such as `400 Mbit/s`, or `none`"
+    )
+    provider_limits: dict[Provider, Rate] | None = _setting(
+        "section of rates", "egress budgets towards all hosts of a provider together, as `vast: 50 MB/s`"
+    )
+    peer_limits: dict[Pattern, Rate] | None = _setting(
+        "section of rates", "egress budgets towards each host that a pattern matches, as `runpod-*: 100 Mbit/s`"
     )
     max_disk_usage_percent: Percent = _setting(
         "percent", "used / (used + available), as df prints it, above which nothing is held for others"
@@ -184,12 +192,17 @@ class KindSettings(Section):
 
 
 class SshSettings(Section):
-    """How deployment reaches a host; the agent never uses it."""
+    """How a host is reached over SSH, by deployment and by agents that cannot reach its own port."""
 
     user: Annotated[str | None, _reads(values.read_user)] = _setting("name", "the login")
     port: Annotated[int | None, _count(1, 65535)] = _setting("port", "the SSH port")
-    key: FilePath = _setting("path", "a private key file on the deploying machine")
-    host_key: Text = _setting("public key", "the host's own key, pinned")
+    key: FilePath = _setting("path", "a private key file on the machine that connects")
+    host_key: Text = _setting("public key", "the host's own key, pinned; agents use no SSH without it")
+    address: Annotated[str | None, _reads(values.read_host_name)] = _setting(
+        "host name", "where SSH reaches it, when that differs from the host in `address`"
+    )
+    command: Text = _setting("command", "how `spore` is run there, for agents that fetch over rsync")
+    dir: FilePath = _setting("path", "the node's folder there, when it is not the default of that login")
 
 
 class HostSettings(SharedSettings):
@@ -216,7 +229,7 @@ class HostSettings(SharedSettings):
         "kind: true, false", "kinds that it holds or, with false, never becomes a holder of; the others it holds"
     )
     issuer: Flag = _setting("true, false", "it keeps the cluster's CA key and admits nodes")
-    ssh: SshSettings | None = _setting("section", "how deployment reaches it")
+    ssh: SshSettings | None = _setting("section", "how it is reached over SSH")
 
 
 class FileSettings(Section):
@@ -366,4 +379,8 @@ def stated(settings: Section, target: type) -> dict[str, Any]:
     known = {entry.name for entry in fields(target)}
     found = {FIELD_NAMES.get(key, key): getattr(settings, key) for key in sorted(settings.model_fields_set)}
     kept = {key: value for key, value in found.items() if key in known and value is not None}
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in kept.items()}
+    return {key: _frozen(value) for key, value in kept.items()}
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else tuple(value.items()) if isinstance(value, dict) else value

@@ -21,6 +21,8 @@ EXAMPLES = {
     "max_bytes": "500 GiB",
     "expire_after": "90d",
     "receive": "{game: false}",
+    "provider_limits": "{vast: 50 MB/s}",
+    "peer_limits": "{runpod-*: 100 Mbit/s}",
     "exclude_from_sync": "[coordinator, dev-*]",
     "nfs_sharing_groups": "[[gpu-a, gpu-b]]",
     "ephemeral_hosts": "[vast-*, runpod-spot-*]",

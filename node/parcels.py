@@ -146,7 +146,7 @@ class FrameWriter:
     _SIZE_LINE_BYTES = 10  # eight hexadecimal digits and a line end
     _ROOM_BYTES = CHUNK_BYTES + _GATHER_BYTES + 1024
 
-    def __init__(self, stream: Stream, pace: Callable[[int], None] | None = None) -> None:
+    def __init__(self, stream: Stream, pace: Callable[[int], int] | None = None) -> None:
         """`pace` is asked before each piece leaves (see `Stream.send`)."""
         self._stream = stream
         self._pace = pace

@@ -1,64 +1,122 @@
-"""The egress limit of a node: one token bucket that every bulk thread draws from before it sends payload.
+"""The egress budgets at work: every thread that sends payload asks here first. A thin shell around `protocol.egress`.
 
-The rate is the hosts file's (or `spore limit`'s) in bytes per second and can be changed while threads wait. A taker may
-go into debt by the one piece it is about to send; the next takers wait until the debt is paid, so that the average
-holds for pieces of any size.
+`allow` says how much of what is to be sent may leave now, and returns when it may; so that slow budgets are kept in
+small pieces. Of the threads that wait, one watches the clock and wakes whoever's turn has come.
 """
 
 from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
+from functools import partial
 
-BURST_SECONDS = 0.2  # the design's: enough to keep a link busy between wake-ups, too short to be noticed as a burst
-RATE_BYTES_PER_SECOND_MIN = 64 << 10  # a slower stream would look stalled to its receiver (64 KiB in 30 s) when shared
+from protocol.egress import RATE_BYTES_PER_SECOND_MIN, WEIGHTS, Budgets, Egress, Flow
+from protocol.fleet import Priority
+from protocol.values import NodeId
+
+__all__ = ["PRIORITY_HEADER", "RATE_BYTES_PER_SECOND_MIN", "Throttle"]
+
+ANY = Flow()
+PRIORITY_HEADER = "spore-priority"  # of a GET: whoever fetches says how much it matters
+Describe = Callable[[NodeId], tuple[str, Priority]]
 
 
 class Throttle:
-    """A thread-safe token bucket. `rate` None: no limit. After `close` nobody waits any more."""
+    """A thread-safe `Egress`. `describe` gives a peer's provider and its priority in the hosts file. After `close`
+    nobody waits any more."""
 
-    def __init__(self, rate_bytes_per_second: float | None = None) -> None:
-        self._changed = threading.Condition()
-        self._rate: float | None = None
-        self._tokens = 0.0
-        self._filled_at = time.monotonic()
+    def __init__(
+        self, budgets: Budgets | float | None = None, describe: Describe = lambda peer: ("", "normal")
+    ) -> None:
+        self._describe = describe
+        self._lock = threading.Lock()
+        self._egress = Egress(_budgets(budgets))
+        self._waiting: dict[int, threading.Condition] = {}  # by ticket; bounded by the threads that send
+        self._timing: threading.Condition | None = None  # of the one thread that wakes when time alone lets someone go
         self._closed = False
-        self.set_rate(rate_bytes_per_second)
+        self.sent_bytes = 0  # of payload, since the start
 
     @property
-    def rate_bytes_per_second(self) -> float | None:
-        return self._rate
+    def budgets(self) -> Budgets:
+        return self._egress.budgets
 
-    def set_rate(self, rate_bytes_per_second: float | None) -> None:
-        """From now on; threads that wait are woken and wait by the new rate."""
-        if rate_bytes_per_second is not None:
-            rate_bytes_per_second = max(rate_bytes_per_second, RATE_BYTES_PER_SECOND_MIN)
-        with self._changed:
-            self._refill()
-            old, self._rate = self._rate, rate_bytes_per_second
-            if rate_bytes_per_second is not None and old is None:
-                self._tokens = rate_bytes_per_second * BURST_SECONDS
-            self._changed.notify_all()
+    def set_rate(self, budgets: Budgets | float | None) -> None:
+        """From now on; threads that wait are woken and wait by the new budgets."""
+        with self._lock:
+            self._egress.change(_budgets(budgets))
+            self._wake_all()
 
-    def take(self, count_bytes: int) -> None:
+    def pace(self, peer: NodeId, transfer: int, priority: str = "") -> Callable[[int], int]:
+        """`allow` for one transfer to one peer; without a priority, that of the peer in the hosts file holds."""
+        provider, usual = self._describe(peer)
+        stated = priority if priority in WEIGHTS else usual
+        return partial(self.allow, flow=Flow(peer, provider, stated, transfer))
+
+    def allow(self, wanted_bytes: int, flow: Flow = ANY) -> int:
+        """How many of these bytes may be sent, at least one; returns when they may."""
+        size_bytes = min(wanted_bytes, self._egress.piece_bytes(flow)) if self.budgets.of(flow) else wanted_bytes
+        self.take(size_bytes, flow)
+        return size_bytes
+
+    def take(self, count_bytes: int, flow: Flow = ANY) -> None:
         """Return when `count_bytes` of payload may be sent."""
-        with self._changed:
-            while self._rate is not None and not self._closed:
-                self._refill()
-                if self._tokens > 0:
-                    self._tokens -= count_bytes
-                    return
-                self._changed.wait(-self._tokens / self._rate + 0.0005)
+        with self._lock:
+            self.sent_bytes += count_bytes
+            if self._closed or not self._egress.budgets.of(flow):
+                return
+            ticket = self._egress.ask(flow, count_bytes)
+            turn = self._waiting[ticket] = threading.Condition(self._lock)
+            try:
+                while self._grants(ticket):
+                    self._sleep(turn)
+            finally:
+                self._waiting.pop(ticket, None)
+                self._egress.withdraw(flow, ticket)
+                self._pass_on(turn)
+
+    def lend(self, share: float, size_bytes: int) -> float | None:
+        """Set aside a share for another program that sends for us; see `Egress.lend`."""
+        with self._lock:
+            return self._egress.lend(share, size_bytes, time.monotonic())
 
     def close(self) -> None:
         """Let every waiting thread through: the agent stops, and their sockets are closed."""
-        with self._changed:
+        with self._lock:
             self._closed = True
-            self._changed.notify_all()
+            self._wake_all()
 
-    def _refill(self) -> None:
+    # All below under the lock.
+
+    def _grants(self, own: int) -> bool:
+        """Wake everybody whose turn it is; whether our own ticket still waits."""
+        for ticket in self._egress.grant(time.monotonic()):
+            turn = self._waiting.pop(ticket, None)
+            if turn is not None:
+                turn.notify()
+        return own in self._waiting and not self._closed
+
+    def _sleep(self, turn: threading.Condition) -> None:
+        if self._timing not in (None, turn):
+            turn.wait()
+            return
+        self._timing = turn
         now = time.monotonic()
-        if self._rate is not None:
-            earned = (now - self._filled_at) * self._rate
-            self._tokens = min(self._tokens + earned, self._rate * BURST_SECONDS)
-        self._filled_at = now
+        at = self._egress.wake_at(now)
+        turn.wait(None if at is None else max(at - now, 0.0002))
+
+    def _pass_on(self, turn: threading.Condition) -> None:
+        """Whoever watched the clock goes; another one does from now on."""
+        if self._timing is turn:
+            self._timing = None
+            for other in self._waiting.values():
+                other.notify()
+                return
+
+    def _wake_all(self) -> None:
+        for turn in self._waiting.values():
+            turn.notify()
+
+
+def _budgets(stated: Budgets | float | None) -> Budgets:
+    return stated if isinstance(stated, Budgets) else Budgets(stated)

@@ -205,6 +205,7 @@ class Transfers:
 
     def _push(self, task: _Task, effect: Upload) -> str:
         """Push over a kept connection, or, when the peer has closed that one meanwhile, over a fresh one."""
+        allow = self._throttle.pace(effect.peer, effect.transfer, effect.priority)
         for fresh in (False, True):
             connection = self._connections.take(effect.peer, task.job, fresh)
             welcome = keep = False
@@ -212,7 +213,7 @@ class Transfers:
                 begin_push(connection, effect.transfer)
                 welcome = True
                 uploader = Uploader(
-                    self._depot, self._throttle, connection, task.meter, task.job, partial(self._left_out, effect.peer)
+                    self._depot, allow, connection, task.meter, task.job, partial(self._left_out, effect.peer)
                 )
                 uploader.send(effect.parcels)
                 keep = end_push(connection)

@@ -13,7 +13,6 @@ from node.bulk_store import BulkDepot, read_checked
 from node.bulk_stream import StreamBroken, sentence_of
 from node.parcels import FrameWriter
 from node.progress import DISK, LIMIT, NETWORK, Meter
-from node.throttle import Throttle
 from protocol.chunks import CHUNK_BYTES, chunk_count, chunk_length
 from protocol.values import Digest, Parcel, Stripe
 from storage.blobs import Blob
@@ -53,14 +52,14 @@ class Uploader:
     def __init__(
         self,
         depot: BulkDepot,
-        throttle: Throttle,
+        allow: Callable[[int], int],
         connection: Connection,
         meter: Meter,
         job: Job,
         on_left_out: Callable[[Parcel, str], None],
     ) -> None:
         self._depot = depot
-        self._throttle = throttle
+        self._allow = allow
         self._meter = meter
         self._job = job
         self._on_left_out = on_left_out
@@ -131,11 +130,12 @@ class Uploader:
         self._meter.enter(NETWORK)
         self._frames.keep(length)
 
-    def _wait_for_turn(self, piece_bytes: int) -> None:
+    def _wait_for_turn(self, wanted_bytes: int) -> int:
         self._meter.enter(LIMIT)
-        self._throttle.take(piece_bytes)
+        piece_bytes = self._allow(wanted_bytes)
         self._meter.enter(NETWORK)
         self._meter.moved(piece_bytes)  # with its few bytes of framing: the meter does not show more than the total
+        return piece_bytes
 
 
 def has_nothing_missing(parcel: Parcel) -> bool:

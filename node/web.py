@@ -29,6 +29,7 @@ from node.bulk_store import read_checked
 from node.certificates import REQUEST_BYTES_MAX, CertificateFacts
 from node.listener import ProtocolFactory
 from node.refusals import RefusalLog
+from node.throttle import PRIORITY_HEADER
 from node.tls import IdentityContexts, shown_certificate
 from protocol.chunks import LIST_PAGE_CHUNKS
 from protocol.effects import Report
@@ -51,6 +52,7 @@ _COUNT = re.compile(r"[0-9]{1,12}")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 SessionHandler = Callable[[web.Request, CertificateFacts], Awaitable[web.StreamResponse]]
 Renew = Callable[[CertificateFacts, bytes], bytes]
+Pace = Callable[[str, int, str], Callable[[int], int]]
 T = TypeVar("T")
 
 
@@ -73,7 +75,8 @@ class _Unsatisfiable(Exception):
 class Web:
     """The HTTPS side of a node. `start`, give `protocol` to the listener, `stop` when sessions and listener are.
 
-    `renew` blocks and may raise RenewalRefused; `pace` blocks until so many bytes may be sent (the egress limit).
+    `renew` blocks and may raise RenewalRefused; `pace` gives, for a peer, a transfer and a priority, what blocks until
+    a piece may be sent and says how much of it (the egress budgets).
     """
 
     def __init__(
@@ -86,7 +89,7 @@ class Web:
         renew: Renew | None,
         report: Callable[[Report], None],
         refusals: RefusalLog,
-        pace: Callable[[int], None] | None = None,
+        pace: Pace | None = None,
     ) -> None:
         self._contexts = contexts
         self._store = store
@@ -226,8 +229,9 @@ class Web:
         self, request: web.Request, response: web.StreamResponse, blob: Blob, first: int, end: int
     ) -> web.StreamResponse:
         """Send the pieces. Each was read from an unchanged file, or the connection is ended before it is sent."""
+        allow = self._allowance(request)
         try:
-            piece = await self._blocking(self._read, blob, first, end)
+            piece = await self._blocking(self._read, blob, first, end, allow)
         except (StoreError, OSError) as problem:
             return _sentence(503, f"the bytes cannot be read any more: {problem}")
         await response.prepare(request)
@@ -238,7 +242,7 @@ class Web:
                 first += len(piece)
                 if first >= end:
                     break
-                piece = await self._blocking(self._read, blob, first, end)
+                piece = await self._blocking(self._read, blob, first, end, allow)
             await response.write_eof()
         except ConnectionError:
             pass  # the client has gone, as download tools do when they have what they wanted
@@ -249,13 +253,16 @@ class Web:
                 request.transport.abort()
         return response
 
-    def _read(self, blob: Blob, first: int, end: int) -> bytearray:
-        """The next piece, in a thread. A buffer of its own: the transport may still hold the one before."""
-        piece = bytearray(min(PIECE_BYTES, end - first))
+    def _allowance(self, request: web.Request) -> Callable[[int], int]:
+        if self._pace is None:
+            return lambda wanted_bytes: wanted_bytes
+        return self._pace(self._facts(request).node, id(request), request.headers.get(PRIORITY_HEADER, ""))
+
+    def _read(self, blob: Blob, first: int, end: int, allow: Callable[[int], int]) -> bytearray:
+        """The next piece, when it may leave, in a thread. A buffer of its own: the transport may hold the last."""
+        piece = bytearray(allow(min(PIECE_BYTES, end - first)) if first < end else 0)
         with memoryview(piece) as view:
             read_checked(blob, view, first)
-        if self._pace is not None and piece:
-            self._pace(len(piece))
         return piece
 
     async def _blocking(self, function: Callable[..., T], *arguments: object) -> T:

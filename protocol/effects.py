@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from protocol.fleet import Priority
 from protocol.messages import Message, Prints
 from protocol.values import Batch, NodeId, Parcel, Place, Record
 
@@ -123,6 +124,7 @@ class Upload:
     transfer: int
     peer: NodeId
     parcels: tuple[Parcel, ...]
+    priority: Priority = "normal"
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +134,7 @@ class Fetch:
     transfer: int
     record: Record
     sources: tuple[NodeId, ...]
+    priority: Priority = "normal"
 
 
 @dataclass(frozen=True, slots=True)

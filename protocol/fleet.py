@@ -77,6 +77,8 @@ class Routing:
     gossip_interval_seconds: float = 30.0
     max_concurrent_syncs: int = 4
     bandwidth_limit: Bandwidth | None = None  # None: nothing stated here, the provider decides
+    provider_limits: tuple[tuple[str, Bandwidth], ...] = ()  # egress towards all hosts of a provider together
+    peer_limits: tuple[tuple[str, Bandwidth], ...] = ()  # egress towards each host that a pattern matches
     max_disk_usage_percent: float = 70.0
     min_free_disk_percent: float = 30.0
     min_free_bytes: int = GIB
@@ -134,12 +136,15 @@ DEFAULT_KINDS: tuple[Kind, ...] = (
 
 @dataclass(frozen=True, slots=True)
 class Ssh:
-    """How deployment reaches a host. From the hosts file; the agent itself never uses it."""
+    """How SSH reaches a host, for deployment and for agents that cannot reach its own port. From the hosts file."""
 
     user: str | None = None
     port: int = 22
-    key: str | None = None  # a private key file on the deploying machine
-    host_key: str | None = None  # the host's public key, pinned
+    key: str | None = None  # a private key file on the machine that connects
+    host_key: str | None = None  # the host's public key, pinned: without it, agents do not connect
+    address: str | None = None  # None: the host of its `address`
+    command: str = "spore"  # how the command line is run there
+    dir: str | None = None  # the node's folder there; None: what the command takes by itself
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,7 @@ BUSY_MS = 500  # a busy receiver is asked again after this
 REFUSED_MS = 10_000  # any other refusal or failure
 NO_SESSION = "there is no session with it"
 REPLANS_PER_TICK = 1_000  # debts looked at again each second: 30 ms of work
+PRIORITIES = ("critical", "high", "normal", "low")  # in the order of service
 UPLOAD_BYTES_PER_SECOND_MIN = 16_384  # slower than this is a stalled peer; the driver's watchdog is stricter
 
 
@@ -120,7 +121,7 @@ class Sending:
 
     def pump(self) -> None:
         """Offer what is queued, as far as each peer's lane has room."""
-        for node in sorted(self.lanes):
+        for node in sorted(self.lanes, key=self._rank):
             lane = self.lanes[node]
             if (lane.small or lane.large) and self.members.connect(node):
                 self._pump_lane(node, lane)
@@ -129,13 +130,22 @@ class Sending:
         while lane.small and len(lane.offers) < OFFERS_PER_PEER:
             self._offer(node, lane, self._gather(lane.small), large=False)
         large = sum(offer.large for offer in lane.offers.values())
-        while lane.large and len(lane.offers) < OFFERS_PER_PEER and large < self._large_max():
+        large_max = min(LARGE_PER_PEER, large + self._large_room(node))
+        while lane.large and len(lane.offers) < OFFERS_PER_PEER and large < large_max:
             records = self._gather(lane.large, count_max=1)
             self._offer(node, lane, records, large=True)
             large += bool(records)
 
-    def _large_max(self) -> int:
-        return min(LARGE_PER_PEER, self.ctx.routing.max_concurrent_syncs)
+    def _rank(self, node: NodeId) -> tuple[int, NodeId]:
+        """Hosts of a higher `sync_priority` are served first."""
+        return (PRIORITIES.index(self.ctx.fleet.host(node).sync_priority), node)
+
+    def _large_room(self, node: NodeId) -> int:
+        """How many more large offers `max_concurrent_syncs` allows. Critical hosts wait for nobody's to end."""
+        if self.ctx.fleet.host(node).sync_priority == "critical":
+            return LARGE_PER_PEER
+        offers = [offer for lane in self.lanes.values() for offer in lane.offers.values()]
+        return max(0, self.ctx.routing.max_concurrent_syncs - sum(offer.large for offer in offers))
 
     def _gather(self, queue: deque[RecordKey], count_max: int = BATCH_COUNT) -> list[Record]:
         records: list[Record] = []

@@ -22,7 +22,7 @@ from node.session import SessionLimits
 from node.sessions import Sessions
 from node.tls import IdentityContexts
 from node.tokens import BOOK_FILE, TokenBook
-from node.web import Web
+from node.web import Pace, Web
 from protocol.chunks import Hasher
 from protocol.effects import Report
 from protocol.events import Event
@@ -113,7 +113,7 @@ class Node:
         session_limits: SessionLimits | None = None,
         connection_limits: ConnectionLimits | None = None,
         on_event: Callable[[Event], None] | None = None,
-        pace: Callable[[int], None] | None = None,
+        pace: Pace | None = None,
     ) -> None:
         self.identity = identity
         self.now: float = NOW
