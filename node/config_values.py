@@ -89,6 +89,11 @@ def read_bandwidth(text: str) -> Bandwidth:
     return Bandwidth(round(_within(rate, RATE_BYTES_MIN, RATE_BYTES_MAX, text, " bytes per second")))
 
 
+def read_rate(text: str) -> Bandwidth:
+    """A rate with its unit, or megabytes per second as a plain number, or `none`."""
+    return read_bandwidth_mbps(text) if re.fullmatch(r"[0-9.]+", text.strip(), re.ASCII) else read_bandwidth(text)
+
+
 def read_bandwidth_mbps(text: str) -> Bandwidth:
     """Megabytes per second, as a plain number, or `none`."""
     try:

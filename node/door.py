@@ -84,6 +84,10 @@ class Door(Protocol):
 
     async def revoke(self, node: str) -> Facts: ...
 
+    async def limit(self, node: str, rate: str) -> list[Facts]:
+        """Set an egress budget (`rate` as people write it, `default`, or nothing to set none); those in force."""
+        ...
+
     async def progress(self, name: str) -> Facts:
         """How far the pushes of an artifact are: bytes done and total, rate, and why it stalls."""
         ...

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from node.config_problems import BadValueError
+from node.config_values import read_rate
+from node.door import EXIT_USAGE, DoorError, Facts
 from node.throttle import Throttle
-from protocol.egress import Budgets, budgets_of
-from protocol.fleet import Bandwidth, Priority
+from protocol.egress import UNLIMITED, Budgets, budgets_of
+from protocol.fleet import BANDWIDTH_VARIABLE, Bandwidth, Priority
+from protocol.names import NameRefused, check_node
 from protocol.values import NodeId
 
 if TYPE_CHECKING:
     from node.agent import Agent
+
+DEFAULT = "default"  # what `spore limit` takes to go back to the hosts file
 
 
 class Limits:
@@ -36,6 +42,33 @@ class Limits:
         if bandwidth is not None:
             self.stated[node] = bandwidth
         self.apply()
+
+    def asked(self, node: NodeId, rate: str) -> list[Facts]:
+        """What `spore limit` asks for; the budgets in force afterwards. Raises DoorError for a bad rate or node."""
+        if rate:
+            try:
+                bandwidth = None if rate == DEFAULT else read_rate(rate)
+                check_node(node or self._agent.node)
+            except (BadValueError, NameRefused) as problem:
+                raise DoorError(f"{problem}", EXIT_USAGE) from problem
+            self.limit(node or self._agent.node, bandwidth)
+        return self.facts()
+
+    def facts(self) -> list[Facts]:
+        """Every budget: what it covers, its bytes per second (null: unlimited), and who says so."""
+        budgets, own = self.budgets(), self._agent.node
+        rows = [(f"all of {own}", budgets.node, self._source(own))]
+        rows += [(f"to {name} together", rate, "hosts file") for name, rate in budgets.providers]
+        rows += [(f"to {peer}", rate, self._source(peer)) for peer, rate in budgets.peers]
+        return [
+            {"egress": what, "bytes_per_second": None if rate in (None, UNLIMITED) else round(rate or 0), "by": by}
+            for what, rate, by in rows
+        ]
+
+    def _source(self, node: NodeId) -> str:
+        if node in self.stated:
+            return "spore limit"
+        return "environment" if node == self._agent.node and self._agent.env.get(BANDWIDTH_VARIABLE) else "hosts file"
 
     def _describe(self, peer: NodeId) -> tuple[str, Priority]:
         """A peer's provider and priority in the hosts file; called from the threads that send."""

@@ -399,6 +399,9 @@ class Service(PolicyAnswers):
         await self.answer(number, future)
         return {"node": node, "revoked_at": since}
 
+    async def limit(self, node: str, rate: str) -> list[Facts]:
+        return self.agent.limits.asked(node, rate)
+
     # --- helpers ---
 
     def _record_of(self, answer: f.Answer) -> Record:

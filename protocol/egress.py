@@ -226,10 +226,11 @@ class Egress:
         lane.asks.popleft()
         for bucket in self._of(ask.flow, now):
             bucket.tokens -= ask.size_bytes
+        counted_bytes = min(ask.size_bytes, self.piece_bytes(ask.flow))  # more was asked for under a higher budget
         self._virtual = max(self._virtual, rank.finish)
-        rank.finish += ask.size_bytes / rank.weight
+        rank.finish += counted_bytes / rank.weight
         rank.virtual = max(rank.virtual, lane.finish)
-        lane.finish += ask.size_bytes
+        lane.finish += counted_bytes
         rank.served_at = now
         rank.waiting -= 1
         if len(rank.lanes) > LANES_MAX or (not rank.waiting and len(rank.lanes) > 1):

@@ -45,6 +45,10 @@ class FakeDoor:
             raise DoorError(f"there is no artifact {name}; `spore ls` shows what there is")
         return self.held[name]
 
+    async def limit(self, node: str, rate: str) -> list[Facts]:
+        self._enter("limit", (node, rate))
+        return [{"egress": f"to {node}" if node else f"all of {NODE}", "bytes_per_second": None, "by": "spore limit"}]
+
     async def _wait_at_gate(self, what: str) -> None:
         self.in_flight += 1
         self.in_flight_max = max(self.in_flight_max, self.in_flight)

@@ -9,6 +9,7 @@ import shutil
 import socket
 import ssl
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -461,13 +462,23 @@ def test_a_file_that_changes_while_it_is_sent_is_cut_short_and_never_wrong(
 
 
 def test_blobs_are_paced_by_what_the_node_may_send(a: Identity, b: Identity) -> None:
+    asked: list[tuple[str, str]] = []
     paced: list[int] = []
 
+    def pace(peer: str, transfer: int, priority: str) -> Callable[[int], int]:
+        asked.append((peer, priority))
+
+        def allow(wanted_bytes: int) -> int:
+            paced.append(min(wanted_bytes, 10_000))
+            return paced[-1]
+
+        return allow
+
     async def story() -> None:
-        async with Node(a, pace=paced.append) as node:
+        async with Node(a, pace=pace) as node:
             digest = node.store.add(CONTENT)
-            await ask(node, f"/v1/blob/{digest.hex()}", client(b))
-            assert sum(paced) == len(CONTENT)
+            answer = await ask(node, f"/v1/blob/{digest.hex()}", client(b), Spore_Priority="high")
+            assert (answer.body, sum(paced), asked) == (CONTENT, len(CONTENT), [("b", "high")])
 
     run(story)
 
