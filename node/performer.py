@@ -60,6 +60,8 @@ class Performer:
                 self.agent.sessions.dial(effect.peer, effect.address)
             case f.Hangup():
                 self.agent.sessions.hangup(effect.peer, effect.why)
+            case f.Admit():
+                self.agent.sessions.admit(effect.peer, effect.instance, effect.refusal)
             case f.Exit():
                 self.agent.exit_report = effect
                 self.agent.exited.set()

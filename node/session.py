@@ -28,6 +28,7 @@ CODE_STOPPING = 1001  # RFC 6455 section 7.4: going away
 CODE_HANGUP = 4000  # 4000 and up are for applications
 CODE_REFUSED = 4001
 CODE_DUPLICATE = 4002
+CODE_TWIN = 4003
 REASON_BYTES_MAX = 120  # RFC 6455 section 5.5: a control frame holds 125 bytes, two are the code
 READS_BEFORE_YIELD = 32  # messages taken before other tasks get a turn; a flood from one peer must not starve them
 
@@ -51,6 +52,7 @@ class SessionLimits:
     strike_seconds: float = 60.0
     banned_seconds: float = 60.0
     contest_seconds: float = 25.0  # longer than any dial lasts: a later dial means that the peer lost the session
+    challenge_seconds: float = 12.0  # a core that is well asks the older life for 1 s, one that is not for up to 9 s
     yield_seconds: float = 3.0  # how long a peer's dial waits for ours, when ours is the one to be kept
 
 

@@ -5,7 +5,9 @@ then count it as up. So a session that is turned down was never up at either end
 
 When both dial at once, the session dialled by the smaller node id is kept. Both ends decide by `keeps_current` from the
 same facts. A session older than any dial can last is evidence of nothing: a peer that dials has lost it, or has begun
-a new life (another `boot`), and the new session replaces it.
+a new life (another `instance`), and the new session replaces it. But a new life may also be another machine with a
+copy of the identity: while a session with the older life stands, the core is asked first (`Challenged`), and it asks
+the older life whether it is there.
 
 Events come in strict order for each peer: `SessionUp`, any number of `Received`, `SessionDown`. They are emitted from
 tasks of this module, never from within a call of `send`, `dial` or `hangup`: who calls these is not re-entered.
@@ -30,6 +32,7 @@ from node.session import (
     CODE_DUPLICATE,
     CODE_REFUSED,
     CODE_STOPPING,
+    CODE_TWIN,
     Session,
     SessionFacts,
     SessionLimits,
@@ -40,7 +43,7 @@ from node.session import (
 from node.tls import IdentityContexts, shown_certificate
 from protocol import wire
 from protocol.effects import Report
-from protocol.events import DialFailed, Event, Received, SessionDown, SessionUp
+from protocol.events import Challenged, DialFailed, Event, Received, SessionDown, SessionUp
 from protocol.fields import UnknownMessage, WireError
 from protocol.messages import Hello, Message
 from protocol.values import NodeId
@@ -59,7 +62,7 @@ def keeps_current(current: Session, hello: Hello, *, dialled: bool, own: NodeId,
 
     `dialled`: this node dialled the new one. `contest`: the age in seconds up to which two dials can have crossed.
     """
-    if current.hello.boot != hello.boot or dialled == current.dialled or now - current.opened_at > contest:
+    if current.hello.instance != hello.instance or dialled == current.dialled or now - current.opened_at > contest:
         return False
     return current.dialled == (own < current.peer)
 
@@ -89,6 +92,7 @@ class Sessions:
         self._sessions: dict[NodeId, Session] = {}
         self._dials: dict[NodeId, asyncio.Task[None]] = {}
         self._greeting: set[WebSocket] = set()  # accepted, their hello not read yet
+        self._challenges: dict[tuple[NodeId, int], asyncio.Future[str]] = {}  # newcomers who wait for the core
         self._living: set[Session] = set()  # standing, and those whose goodbye is under way
         self._tasks: set[asyncio.Task[None]] = set()
         self._strikes: dict[NodeId, deque[float]] = {}  # of nodes with a certificate of ours: as many as the fleet has
@@ -147,6 +151,12 @@ class Sessions:
         if session is not None:
             session.finish(why)
 
+    def admit(self, peer: NodeId, instance: int, refusal: str) -> None:
+        """The core's answer to `Challenged`: let this life of `peer` in, or turn it away with a sentence."""
+        waiting = self._challenges.get((peer, instance))
+        if waiting is not None and not waiting.done():
+            waiting.set_result(refusal)
+
     def recheck(self) -> None:
         """End the sessions of peers whose certificates are not good any more; to be called after a revocation."""
         for session in tuple(self._sessions.values()):
@@ -202,6 +212,7 @@ class Sessions:
         connection, certificate = await open_socket(self._client, self._contexts, peer, address, self._limits)
         try:
             hello = await self._greet(connection, peer)
+            await self._challenge(peer, hello)
             self._judge(peer, hello, dialled=True)
         except BaseException as problem:  # also when this dial is cancelled: the connection must not stay
             code = problem.code if isinstance(problem, _TurnedDown) else CODE_REFUSED
@@ -235,6 +246,7 @@ class Sessions:
         certificate = shown_certificate(request)
         try:
             hello = await self._welcome(connection, peer)
+            await self._challenge(peer, hello)
             self._judge(peer, hello, dialled=False)
         except _TurnedDown as problem:
             self._refusals.refused("session", peer, f"no session: {problem}")
@@ -267,6 +279,8 @@ class Sessions:
         message = await connection.receive()
         while message.type in (aiohttp.WSMsgType.PING, aiohttp.WSMsgType.PONG):  # pings overtake messages
             message = await connection.receive()
+        if message.type is aiohttp.WSMsgType.CLOSE and message.data == CODE_TWIN:
+            self._refusals.refused("twin", peer, str(message.extra))  # here, too, somebody must read why nobody talks
         if message.type is not aiohttp.WSMsgType.BINARY:
             raise _TurnedDown(CODE_REFUSED, ending(message))
         try:
@@ -293,6 +307,25 @@ class Sessions:
         if self._banned_until.get(peer, 0.0) > now:
             return f"too many unreadable messages from {peer}: try again in {self._banned_until[peer] - now:.0f} s"
         return ""
+
+    async def _challenge(self, peer: NodeId, hello: Hello) -> None:
+        """Let the core look whether the life we are connected to still answers. Raise _TurnedDown when it does."""
+        current, key = self._standing(peer), (peer, hello.instance)
+        if current is None or current.hello.instance == hello.instance:
+            return
+        if key in self._challenges:
+            raise _TurnedDown(CODE_DUPLICATE, "this life is at the door already")
+        answer = self._challenges[key] = asyncio.get_running_loop().create_future()
+        try:
+            async with asyncio.timeout(self._limits.challenge_seconds):
+                self._on_event(Challenged(peer, hello.incarnation, hello.instance))
+                refusal = await answer
+        except TimeoutError:
+            refusal = ""  # nobody is locked out for good because a core was slow to answer
+        finally:
+            del self._challenges[key]
+        if refusal:
+            raise _TurnedDown(CODE_TWIN, refusal)
 
     def _judge(self, peer: NodeId, hello: Hello, *, dialled: bool) -> None:
         """Raise _TurnedDown when the session we have with `peer` is to be kept instead of this one."""

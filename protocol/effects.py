@@ -94,6 +94,15 @@ class Hangup:
 
 
 @dataclass(frozen=True, slots=True)
+class Admit:
+    """Answers `Challenged`: let this life of `peer` in, or, with a sentence, turn it away."""
+
+    peer: NodeId
+    instance: int
+    refusal: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class StreamRows:
     """Send committed rows of the manifest to `peer` as `RowsMessage` pages, with back-pressure: every one, or those
     with these fingerprints that are there (at most `wire.FINGERPRINTS_MAX`)."""
@@ -232,6 +241,7 @@ Effect = (
     | Send
     | Dial
     | Hangup
+    | Admit
     | StreamRows
     | StreamPrints
     | ComparePrints

@@ -122,6 +122,15 @@ class SessionDown:
 
 
 @dataclass(frozen=True, slots=True)
+class Challenged:
+    """A hello of another life of a peer was read while a session with that peer stands. Answered by `Admit`."""
+
+    peer: NodeId
+    incarnation: int
+    instance: int
+
+
+@dataclass(frozen=True, slots=True)
 class DialFailed:
     peer: NodeId
     why: str
@@ -250,6 +259,7 @@ Event = (
     | DurableFailed
     | SessionUp
     | SessionDown
+    | Challenged
     | DialFailed
     | Received
     | Reserved

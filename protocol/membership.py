@@ -15,7 +15,7 @@ from random import Random
 from protocol.claims import Changed, Claim, NeedSession, Output, Say, Standing, Twin, Verdict, Wake
 from protocol.claims import Message as SwimMessage
 from protocol.context import Context
-from protocol.effects import Dial, Hangup, SetTimer
+from protocol.effects import Admit, Dial, Hangup, SetTimer
 from protocol.messages import Hello
 from protocol.placement import Seat, eligible, seat_of
 from protocol.rings import Rings
@@ -218,6 +218,10 @@ class Membership:
         self._follow(self.swim.session_up(peer, hello.incarnation, hello.instance, self.ctx.now_ms))
         self._look_at(peer)
 
+    def challenged(self, peer: NodeId, incarnation: int, instance: int) -> None:
+        """Another life of a connected peer is at the door: did it restart, or is it another machine?"""
+        self._follow(self.swim.challenged(peer, incarnation, instance, self.ctx.now_ms))
+
     def session_down(self, peer: NodeId, why: str) -> None:
         """Not yet the end of the peer: Swim asks others whether it is there."""
         if peer in self.sessions:
@@ -317,7 +321,7 @@ class Membership:
                 case Wake():
                     self.ctx.emit(SetTimer(WAKE, output.at_ms))
                 case Verdict():
-                    pass  # newcomers are not challenged yet: see docs/design.md
+                    self.ctx.emit(Admit(output.peer, output.instance, output.why))
 
     def _stands(self, changed: Changed) -> None:
         if changed.new is None:

@@ -80,6 +80,7 @@ class Replica:
             e.DurableFailed: self._durable_failed,
             e.SessionUp: self._session_up,
             e.SessionDown: lambda event: self._session_down(event.peer, event.why),
+            e.Challenged: lambda event: self.members.challenged(event.peer, event.incarnation, event.instance),
             e.DialFailed: self._dial_failed,
             e.Received: self._received,
             e.Reserved: self.receiving.reserved,

@@ -274,7 +274,7 @@ class Swim:
         if challenge is None or challenge.number != number:
             return False
         del self._challenges[peer]
-        why = f"another machine runs as {peer} and answers: stop one of them, or let one join under a name of its own"
+        why = f"another machine runs as {peer} and answers: stop it, or join under a name of your own"  # 120 bytes pass
         self.circle.out.append(Verdict(peer, challenge.instance, False, why))
         return True
 

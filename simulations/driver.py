@@ -233,6 +233,7 @@ class SimNode:
             f.Send: self._send,
             f.Dial: lambda effect: self.around.network.dial(self.name, effect.peer),
             f.Hangup: lambda effect: self.around.network.hangup(self.name, effect.peer, effect.why),
+            f.Admit: self._admit,
             f.StreamRows: self._stream_rows,
             f.StreamPrints: self._stream_prints,
             f.ComparePrints: self._compare_prints,
@@ -268,6 +269,9 @@ class SimNode:
         self.around.trace.note(
             self.around.schedule.now_ms, self.name, f"> {effect.peer} {type(message).__name__}", frame
         )
+
+    def _admit(self, effect: f.Admit) -> None:
+        self.around.network.admit(self.name, effect.peer, effect.instance, effect.refusal)
 
     def _stream_rows(self, effect: f.StreamRows) -> None:
         if effect.only is None:

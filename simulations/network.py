@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Protocol
 
-from protocol.events import DialFailed, Event, Received, SessionDown, SessionUp
+from protocol.events import Challenged, DialFailed, Event, Received, SessionDown, SessionUp
 from protocol.messages import Hello, Message
 from protocol.values import NodeId
 from simulations.chance import between
@@ -51,6 +51,7 @@ class Session:
     busy_until_ms: dict[NodeId, int] = field(default_factory=dict)
     in_flight: dict[NodeId, int] = field(default_factory=dict)
     mute: dict[NodeId, None] = field(default_factory=dict)  # ends that nothing reaches any more
+    lives: dict[NodeId, int] = field(default_factory=dict)  # by end: with which life of the other it stands
 
 
 class Network:
@@ -69,6 +70,7 @@ class Network:
         self._sessions_made = 0
         self._views: dict[NodeId, dict[NodeId, Session]] = {}  # by whose view it is, and by peer
         self._dialling: dict[NodeId, dict[NodeId, int]] = {}  # since when
+        self._doors: dict[NodeId, dict[tuple[NodeId, int], Hello]] = {}  # newcomers that a core is looking at
 
     # --- links ---
 
@@ -77,6 +79,7 @@ class Network:
         self.links.domains[node.name] = domain
         self.nodes[node.name] = node
         self._views[node.name] = {}
+        self._doors[node.name] = {}
         self._dialling[node.name] = {}
 
     def latency_ms(self, a: NodeId, b: NodeId) -> int:
@@ -167,10 +170,28 @@ class Network:
         if self._keeps_its_own(node, peer):
             self._fail_dial(node, peer, self.latency_ms(peer, node))  # told only if that session is gone by then
             return
+        hello, standing = self.nodes[node].hello(), self._views[peer].get(node)
+        if standing is None or standing.lives[peer] == hello.instance:
+            self._let_in(node, peer, hello)
+        elif (node, hello.instance) not in self._doors[peer]:
+            self._count("newcomer_challenged")
+            self._doors[peer][node, hello.instance] = hello
+            self.nodes[peer].handle(Challenged(node, hello.incarnation, hello.instance))
+
+    def admit(self, peer: NodeId, node: NodeId, instance: int, refusal: str) -> None:
+        """The acceptor's core has judged a newcomer."""
+        hello = self._doors[peer].pop((node, instance), None)
+        if hello is None or not self.nodes[node].up:
+            return
+        if refusal or not self.dialable(node, peer):
+            self._fail_dial(node, peer, self.latency_ms(peer, node))
+        elif self.nodes[node].hello().instance == instance:
+            self._let_in(node, peer, hello)
+
+    def _let_in(self, node: NodeId, peer: NodeId, hello: Hello) -> None:
         self._sessions_made += 1
         session = Session(node, peer, self._sessions_made)
-        hello, answer = self.nodes[node].hello(), self.nodes[peer].hello()
-        back = self.latency_ms(node, peer)
+        answer, back = self.nodes[peer].hello(), self.latency_ms(node, peer)
         session.busy_until_ms[node] = self.schedule.now_ms + back
         self._install(session, peer, node, hello)
         self.schedule.after(back, self._answered, session, node, peer, answer)
@@ -199,6 +220,7 @@ class Network:
             self._break(old, "replaced by a new session", quick=True)
             self._down(old, at, peer, "replaced by a new session")
         self._views[at][peer] = session
+        session.lives[at] = hello.instance
         self.nodes[at].handle(SessionUp(peer, self.frames.hello(hello, self.nodes[peer].newer)))
 
     def connected(self, a: NodeId, b: NodeId) -> bool:
@@ -220,6 +242,7 @@ class Network:
     def node_down(self, node: NodeId, quick: bool) -> None:
         """A process or a machine died: its own views are gone with it."""
         self._dialling[node].clear()
+        self._doors[node].clear()
         views, self._views[node] = self._views[node], {}
         for session in views.values():
             self._break(session, "the connection was reset" if quick else SILENT, quick)

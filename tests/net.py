@@ -25,7 +25,7 @@ from node.tokens import BOOK_FILE, TokenBook
 from node.web import Pace, Web
 from protocol.chunks import Hasher
 from protocol.effects import Report
-from protocol.events import Event
+from protocol.events import Challenged, Event
 from protocol.messages import Hello
 from protocol.values import Digest, Member
 from storage.refusals import BlobChanged
@@ -113,6 +113,7 @@ class Node:
         session_limits: SessionLimits | None = None,
         connection_limits: ConnectionLimits | None = None,
         on_event: Callable[[Event], None] | None = None,
+        turns_away: Callable[[Challenged], str] = lambda event: "",
         pace: Pace | None = None,
     ) -> None:
         self.identity = identity
@@ -135,7 +136,7 @@ class Node:
             hello=lambda: Hello(
                 self.hello_cluster, Member(self.hello_node, 1), self.boot, (0, 0), self.boot << 20, self.boot
             ),
-            on_event=on_event or self.events.append,
+            on_event=self._challenged(on_event or self.events.append),
             report=self.reports.append,
             refusals=self.refusals,
             limits=session_limits,
@@ -148,9 +149,20 @@ class Node:
             revocations=self.revocations,
             clock=lambda: self.now,
         )
+        self._turns_away = turns_away
         self._bulk = bulk
         self._connection_limits = connection_limits
         self._pace = pace
+
+    def _challenged(self, on_event: Callable[[Event], None]) -> Callable[[Event], None]:
+        """Every event, with the core's answer to a newcomer: it is let in unless the test says otherwise."""
+
+        def heard(event: Event) -> None:
+            on_event(event)
+            if isinstance(event, Challenged):
+                self.sessions.admit(event.peer, event.instance, self._turns_away(event))
+
+        return heard
 
     async def __aenter__(self) -> Node:
         self.web = Web(

@@ -16,9 +16,9 @@ import pytest
 from node.dialling import FRAME_BYTES_MAX, new_client
 from node.identity import Identity
 from node.listener import WEB_ALPN
-from node.session import CODE_DUPLICATE, SessionLimits
+from node.session import CODE_DUPLICATE, CODE_TWIN, SessionLimits
 from protocol import wire
-from protocol.events import DialFailed, Event, Received, SessionDown, SessionUp
+from protocol.events import Challenged, DialFailed, Event, Received, SessionDown, SessionUp
 from protocol.messages import Ask, Goodbye, Hello, RowsMessage
 from protocol.values import Member, Record, Rows
 from tests.net import CLUSTER, NOW, Node, issuer_identity, joined, run, until
@@ -219,10 +219,63 @@ def test_a_peer_in_a_new_life_replaces_its_half_open_session(a: Identity, b: Ide
             async with raw_session(first, b) as reborn:
                 await reborn.send_bytes(hello_frame(boot=2))
                 assert isinstance(wire.decode(await reborn.receive_bytes()), Hello)
-                await until(lambda: kinds(first.events) == ["SessionUp", "SessionDown", "SessionUp"])
-                assert first.events[1] == SessionDown("b", "replaced by a new session")
+                await until(lambda: kinds(first.events) == ["SessionUp", "Challenged", "SessionDown", "SessionUp"])
+                assert first.events[1:3] == [
+                    Challenged("b", 2 << 20, 2),
+                    SessionDown("b", "replaced by a new session"),
+                ]
                 assert first.sessions.send("b", goodbye(1))
                 assert wire.decode(await reborn.receive_bytes()) == goodbye(1)
+
+    run(story)
+
+
+def test_a_newcomer_whose_older_life_answers_is_turned_away_and_both_ends_log_why(a: Identity, b: Identity) -> None:
+    why = "another machine runs as b and answers"
+
+    async def story() -> None:
+        async with (
+            Node(a, turns_away=lambda event: why) as first,
+            Node(b) as second,
+            Node(b, boot=2) as copied,
+        ):
+            first.sessions.dial("b", second.address)
+            await until(lambda: is_up(first, "b"))
+            copied.sessions.dial("a", first.address)
+            await until(lambda: kinds(copied.events) == ["DialFailed"])
+            assert copied.events == [DialFailed("a", f"the peer closed it: {why}")]
+            assert [report.event for report in copied.reports] == ["refused-twin"]
+            assert why in copied.reports[0].message
+            assert kinds(first.events) == ["SessionUp", "Challenged"]
+            assert first.sessions.send("b", goodbye(1))
+            await until(lambda: Received("a", goodbye(1)) in second.events)
+
+    run(story)
+
+
+def test_a_newcomer_that_is_turned_away_leaves_the_older_session_alone(a: Identity, b: Identity) -> None:
+    async def story() -> None:
+        async with Node(b, turns_away=lambda event: "it answers") as second, raw_session(second, a) as older:
+            await older.send_bytes(hello_frame("a", boot=1))
+            await until(lambda: is_up(second, "a"))
+            async with raw_session(second, a) as newcomer:
+                await newcomer.send_bytes(hello_frame("a", boot=2))
+                message = await newcomer.receive()
+                assert (message.data, message.extra) == (CODE_TWIN, "it answers")
+            assert is_up(second, "a")
+
+    run(story)
+
+
+def test_a_newcomer_is_let_in_when_the_core_gives_no_answer(a: Identity, b: Identity) -> None:
+    async def story() -> None:
+        limits = SessionLimits(challenge_seconds=0.1)
+        async with Node(a, session_limits=limits) as first:
+            first.sessions.admit = lambda *answer: None  # type: ignore[method-assign]
+            async with raw_session(first, b) as older, raw_session(first, b) as reborn:
+                for life, boot in ((older, 1), (reborn, 2)):
+                    await life.send_bytes(hello_frame(boot=boot))
+                    assert isinstance(wire.decode(await life.receive_bytes()), Hello)
 
     run(story)
 
