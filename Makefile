@@ -5,10 +5,10 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 WORKERS ?= 2
 
-.PHONY: help demo test lint types bench mutants soak clean
+.PHONY: help demo test lint lint-deploy types bench mutants soak bundle fleet-test clean
 
 help:            ## what there is
-	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
+	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
 
 $(STAMP): pyproject.toml
 	@sh tests/setup/system.sh
@@ -29,6 +29,15 @@ lint: $(STAMP)   ## style
 
 types: $(STAMP)  ## mypy --strict
 	$(BIN)/mypy
+
+lint-deploy: $(STAMP) ## the playbooks: ansible-lint's strictest profile
+	cd deploy/ansible && PATH="$(CURDIR)/$(BIN):$$PATH" ansible-lint --offline --profile production
+
+bundle: $(STAMP) ## what hosts without internet are installed from: dist/spore-bundle.tar.gz
+	@$(BIN)/python deploy/bundle.py $(BUNDLE)
+
+fleet-test: $(STAMP) ## the roll-out, on hosts of its own with systemd and sshd (root)
+	$(BIN)/python -m tests.fleet full
 
 bench: $(STAMP)  ## figures: pytest-benchmark, then whole agents
 	$(BIN)/pytest -q -p no:xdist tests/bench_*.py --benchmark-only --benchmark-columns=min,median,max,rounds

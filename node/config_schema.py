@@ -142,6 +142,9 @@ class SharedSettings(Section):
     staging_bytes_max: Annotated[int | None, _bytes(MIB)] = _setting(
         "size", "the bound of all unfinished incoming transfers together"
     )
+    metrics_port: Annotated[int | None, _count(1, 65535)] = _setting(
+        "port", "shows metrics without TLS on loopback too; only the node's own port does unless said"
+    )
     allowed_external_storage: list[ExternalSettings] | None = _setting(
         "list", "places outside the fleet that may receive backups", max_length=64
     )
@@ -194,6 +197,9 @@ class KindSettings(Section):
 class SshSettings(Section):
     """How a host is reached over SSH, by deployment and by agents that cannot reach its own port."""
 
+    host: Annotated[str | None, _reads(values.read_host_name)] = _setting(
+        "host name", "where SSH reaches it, when that is not the host of its address"
+    )
     user: Annotated[str | None, _reads(values.read_user)] = _setting("name", "the login")
     port: Annotated[int | None, _count(1, 65535)] = _setting("port", "the SSH port")
     key: FilePath = _setting("path", "a private key file on the machine that connects")

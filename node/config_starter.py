@@ -17,6 +17,7 @@ SPECIAL_WORDS = frozenset({"null", "true", "false", "yes", "no", "on", "off", "y
 EXAMPLES = {
     "bandwidth_limit_mbps": "50",
     "bandwidth_limit": "400 Mbit/s",
+    "metrics_port": "9464",
     "allowed_external_storage": '[{host: backup.example.com, path: /backups/fleet, schedule: "0 */6 * * *"}]',
     "max_bytes": "500 GiB",
     "expire_after": "90d",
@@ -32,7 +33,7 @@ EXAMPLES = {
     "root": "/data/training",
     "listen": "0.0.0.0:7946",
     "advertise": "203.0.113.7:40001",
-    "ssh": "{user: ubuntu, port: 22, key: ~/.ssh/id_ed25519}",
+    "ssh": "{host: 203.0.113.7, user: ubuntu, port: 22, key: ~/.ssh/id_ed25519}",
 }
 
 

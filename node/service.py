@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from importlib.metadata import version
+from pathlib import Path
 
 from node.agent import Agent
 from node.door import EXIT_USAGE, DoorError, Facts, PutRequest, WaitRequest
@@ -218,6 +221,7 @@ class Service(PolicyAnswers):
             "role": host.role,
             "ephemeral": host.ephemeral,
             "excluded": host.excluded,
+            "release": release_name(),
             "uptime_seconds": round(time.monotonic() - agent.started, 1),
             "artifacts": sum(kind["artifacts"] for kind in kinds.values()),
             "bytes": sum(kind["bytes"] for kind in kinds.values()),
@@ -411,6 +415,12 @@ class Service(PolicyAnswers):
 
     def _deadline_ms(self, seconds: float) -> int:
         return self.agent.now_ms() + int(seconds * 1000) if seconds > 0 else 0
+
+
+def release_name() -> str:
+    """Which release runs: the folder it was rolled out to, `<version>-<hash>`, else the version alone."""
+    folder = Path(sys.prefix)
+    return folder.name if folder.parent.name == "releases" else version("spore-agent")
 
 
 def _blocks(content: AsyncIterator[bytes], loop: asyncio.AbstractEventLoop) -> Iterator[bytes]:

@@ -92,6 +92,7 @@ class Routing:
     copy_max_bytes: int = 64 * MIB  # a copy this size takes under a second on any disk; above, by reference
     wal_bytes_max: int = GIB  # 16,384 small artifacts that nobody could be told about yet
     staging_bytes_max: int = 64 * GIB  # four concurrent transfers of 16 GiB checkpoints
+    metrics_port: int | None = None  # on loopback, metrics without TLS; None: only the node's own port
     allowed_external_storage: tuple[ExternalStorage, ...] = ()
 
     @property
@@ -138,6 +139,7 @@ DEFAULT_KINDS: tuple[Kind, ...] = (
 class Ssh:
     """How SSH reaches a host, for deployment and for agents that cannot reach its own port. From the hosts file."""
 
+    host: str | None = None  # where SSH reaches it, when that is not the host of its address
     user: str | None = None
     port: int = 22
     key: str | None = None  # a private key file on the machine that connects

@@ -8,6 +8,12 @@ need curl curl
 need aria2c aria2
 need b3sum b3sum
 need openssl openssl
+# The fleet test makes hosts of its own, which only root can.
+if [ "$(id -u)" = 0 ]; then
+    need mmdebstrap mmdebstrap
+    need ip iproute2
+    need ssh openssh-client
+fi
 python3 -c 'import venv, ensurepip' 2>/dev/null || missing="$missing python3-venv"
 [ -n "$missing" ] || exit 0
 if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
