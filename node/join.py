@@ -1,4 +1,4 @@
-"""`spore join`: from a token and an empty folder to a member of the cluster. Blocking, standard library alone.
+"""`spore join`: from a token and an empty folder to a member of the cluster. Blocking.
 
 The secret must reach nobody but the node that made the token. So, for each address in the token:
 
@@ -7,14 +7,19 @@ The secret must reach nobody but the node that made the token. So, for each addr
 3. only then send the secret and the signing request; the key never leaves this machine.
 
 What came back is checked against pin, key and name, and put in place: the hosts file first, the identity last, in one
-rename. A join cut short anywhere can be repeated with the same token, and takes no second use of it.
+rename. In between, a manifest that lies there forgets the cluster (see storage/rejoining.py): no identity ever stands
+beside rows from before its join. A join cut short anywhere can be repeated with the same token, and takes no second use
+of it.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
-from collections.abc import Callable
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,8 +30,10 @@ from node.identity import Identity, IdentityError, begin_join, install_identity
 from node.secret_files import replace_file
 from node.tls import pinned_join_context, unverified_join_context
 from node.tokens import Token, TokenError, parse_token
+from storage.migrations import SchemaTooNew
+from storage.rejoining import forget_cluster
 
-HOSTS_FILE = "distributed_hosts.yaml"
+HOSTS_FILE, MANIFEST, LOCK = "distributed_hosts.yaml", "manifest.db", "lock"
 HOSTS_FILE_MODE = 0o644  # no secret: people and Ansible read it
 REPLACED_SUFFIX = ".before-join"  # what the folder had, when it differs from what the issuer sent
 SEEDS_MAX = 64  # addresses in an answer; a node needs one that works
@@ -63,24 +70,39 @@ def join_cluster(token: str, directory: Path, node: str, *, clock: Callable[[], 
         if clock() > parsed.expires_at:
             raise JoinError("the token has expired: make a new one with `spore token` (or set this machine's clock)")
         csr = begin_join(directory, node, anew=anew)
-        granted = _ask_issuer(parsed, node, csr, clock)
-        hosts_file = _write_hosts_file(directory, granted.hosts_file)
-        identity = install_identity(
-            directory,
-            granted.ca_pem,
-            granted.certificate_pem,
-            node=node,
-            pin=parsed.ca_pin,
-            now=clock(),
-            anew=anew,
-        )
-    except (TokenError, IdentityError, ValueError) as problem:
+        with _stopped(directory):
+            granted = _ask_issuer(parsed, node, csr, clock)
+            hosts_file = _write_hosts_file(directory, granted.hosts_file)
+            forget_cluster(directory / MANIFEST)
+            identity = install_identity(
+                directory,
+                granted.ca_pem,
+                granted.certificate_pem,
+                node=node,
+                pin=parsed.ca_pin,
+                now=clock(),
+                anew=anew,
+            )
+    except sqlite3.Error as problem:
+        raise JoinError(f"{directory / MANIFEST} cannot be used ({problem}): move it aside and join again") from problem
+    except (TokenError, IdentityError, SchemaTooNew, ValueError) as problem:
         raise JoinError(str(problem)) from problem
     except OSError as problem:
         raise JoinError(
             f"{directory} cannot be written ({problem.strerror or problem}): join as its owner"
         ) from problem
     return Joined(identity, hosts_file, granted.seeds)
+
+
+@contextmanager
+def _stopped(directory: Path) -> Iterator[None]:
+    """Hold the lock that a running agent holds: its manifest must not change under it."""
+    with (directory / LOCK).open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise JoinError(f"an agent runs on {directory}: stop it, join, and start it again") from None
+        yield
 
 
 def _ask_issuer(token: Token, node: str, csr: bytes, clock: Callable[[], float]) -> _Granted:

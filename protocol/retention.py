@@ -1,8 +1,9 @@
 """Which versions a name keeps, and what becomes of the bytes of those it does not.
 
 By rule, without tombstones: a version is dropped once at least `versions` newer ones of its name exist and the newest
-of all is durable. A tombstone drops every version below it. Each node applies the rule to what it has committed, so
-that all end with the same rows; bytes go only when no kept record shares their digest.
+of all is durable. A tombstone drops every version below it, and goes itself after 120 days: by then whoever has not
+heard of it has lost its certificate, and joins anew without its rows. Each node applies the rule to what it has
+committed, so that all end with the same rows; bytes go only when no kept record shares their digest.
 
 A file whose version has been dropped looks like a user's new one. So nothing is dropped while its bytes take their
 name, nor after a start before the root was read: a crash may have come between a rename and its commit.
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from protocol.clock import stamp_ms
 from protocol.context import Context
 from protocol.debts import Debts
 from protocol.effects import Release, Unlink
@@ -52,7 +54,7 @@ class Retention:
         if versions is None:
             versions = self.ctx.versions(record.name)
         if not versions:
-            return False
+            return self._outlived(record)
         return any(v.key == record.key for v in self._to_drop([*versions, record]))
 
     def has_dropped(self, record: Record) -> bool:
@@ -67,7 +69,7 @@ class Retention:
         for name in names:
             del self._names[name]
             versions = list(self.ctx.catalogue.versions(name))
-            if len(versions) <= 1:  # the common case: nothing ranks below it
+            if len(versions) <= 1 and not any(map(self._outlived, versions)):  # the common case: nothing ranks below it
                 if versions and versions[0].state is State.DELETED:
                     self._remove_left_over(versions[0])
                 continue
@@ -87,8 +89,13 @@ class Retention:
         ranked = sorted({v.key: v for v in versions}.values(), key=lambda v: v.order, reverse=True)
         for index, version in enumerate(ranked):
             if version.state is State.DELETED:
-                return ranked[index + 1 :] + self._superseded(ranked[:index])
+                below = ranked[index + 1 :]
+                outlived = not below and self._outlived(version)  # what it deletes goes first, then it
+                return below + self._superseded(ranked[:index]) + [version] * outlived
         return self._superseded(ranked)
+
+    def _outlived(self, record: Record) -> bool:
+        return record.state is State.DELETED and self.ctx.now_ms - stamp_ms(record.hlc) > TOMBSTONE_MS
 
     def _superseded(self, ranked: list[Record]) -> list[Record]:
         """Versions beyond the kind's count, if the newest is durable (records without bytes always are).

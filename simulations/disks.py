@@ -200,6 +200,12 @@ class LocalDisk:
         self.wal = dict(wal)
         self.released.clear()
 
+    def forget_cluster(self) -> None:
+        """What joining anew does to a manifest: its rows go, places, stamps and the WAL stay (storage.rejoining)."""
+        tables = self.catalogue.tables
+        self.catalogue.restore(Tables(places=tables.places, paths=tables.paths, last_hlc=tables.last_hlc))
+        self.known = False
+
     def pending(self) -> list[Entry]:
         return [entry for key, entry in self.wal.items() if key not in self.released]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from protocol.names import publication_path, publishable
-from protocol.values import NodeId, Record, RecordKey, State, StoreId
+from protocol.values import Digest, NodeId, Record, RecordKey, State, StoreId
 from simulations.driver import SimNode
 from simulations.oracle import Promise
 from simulations.surroundings import Surroundings
@@ -66,9 +66,16 @@ class Verdict:
             own = self.oracle.stores[record.origin].store
             holders = [s for s in self.oracle.distinct_stores() if s.store != own and s.holds(record.digest)]
             needed = min(self.oracle.needed(record), len(self._eligible(record)))
-            if len(holders) < needed and self.oracle.elsewhere(record.digest):
+            if len(holders) < needed and self._can_be_found(record.digest):
                 matters.append(f"{record.name} of {record.origin} has {len(holders)} copies elsewhere, not {needed}")
         return matters
+
+    def _can_be_found(self, digest: Digest) -> bool:
+        """Whether a node that is up knows where it has these bytes: a file whose commit failed is known to nobody."""
+        return any(
+            any(node.store.stands(place) for place in node.disk.catalogue.places(digest)) or node.disk.inline(digest)
+            for node in self.living()
+        )
 
     def _live_records(self) -> list[Record]:
         """What the nodes agree on, versions that retention keeps only."""

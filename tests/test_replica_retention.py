@@ -178,6 +178,46 @@ def test_a_tombstone_that_arrives_before_what_it_deletes_deletes_it_all_the_same
     assert alpha.told("gamma", record(NAME, 1)) == []
 
 
+DAYS_MS = 24 * 3600 * 1000
+
+
+def test_a_tombstone_goes_after_120_days_and_not_before() -> None:
+    alpha = ready()
+    tombstone = replace(record(NAME, 0), state=State.DELETED, size=0)
+    alpha.told("beta", tombstone)
+    alpha.now_ms += 119 * DAYS_MS
+    alpha.replica.retention.committed(tombstone)
+    assert drops(alpha.tick()) == []
+    alpha.now_ms += 1 * DAYS_MS
+    alpha.replica.retention.committed(tombstone)
+    assert forgotten(alpha.tick()) == {tombstone.key}
+    assert alpha.catalogue.versions(NAME) == ()
+    assert alpha.told("gamma", tombstone) == []  # from whom it has not gone yet
+
+
+def test_a_tombstone_of_old_deletes_what_is_left_below_it_before_it_goes() -> None:
+    alpha = ready()
+    tombstone = replace(record(NAME, 0, at_ms=NOW + 5), state=State.DELETED, size=0)
+    alpha.told("gamma", record(NAME, 1))
+    alpha.now_ms += 121 * DAYS_MS
+    alpha.told("beta", tombstone)
+    alpha.tick()
+    assert alpha.catalogue.versions(NAME) == (tombstone,)
+    alpha.replica.retention.committed(tombstone)
+    alpha.tick()
+    assert alpha.catalogue.versions(NAME) == ()
+
+
+def test_a_version_written_after_a_delete_outlives_the_tombstone() -> None:
+    alpha = ready()
+    tombstone, later = replace(record(NAME, 0), state=State.DELETED, size=0), record(NAME, 2, at_ms=NOW + 5)
+    alpha.told("beta", tombstone, later)
+    alpha.now_ms += 121 * DAYS_MS
+    alpha.replica.retention.committed(later)
+    alpha.tick()
+    assert alpha.catalogue.versions(NAME) == (later,)
+
+
 def test_versions_of_a_kind_that_is_not_in_our_hosts_file_are_all_kept() -> None:
     """The file is being rolled out: what the kind keeps is not ours to guess."""
     alpha = ready()
