@@ -140,6 +140,8 @@ class Agent:
                 self.manifest.shelf.load_leaves,
                 self.manifest.shelf.save_leaves,
                 self.pending.recent,
+                self.manifest.shelf.digests_of,
+                self.manifest.shelf.chunk_lists,
             ),
             files=files,
             copy_max_bytes=routing.copy_max_bytes,

@@ -2,6 +2,7 @@
 
     GET  /v1/blob/{digest}                       the bytes; one Range; ETag is the digest
     GET  /v1/chunks/{digest}?from=F&count=N      chunk digests, 32 bytes each, at most 16,384 of them
+    GET, POST /v1/blocks/{digest}                which 4 KiB blocks changed, and their bytes (see `blocks`)
     POST /v1/push/{transfer}                     an expected upload (see `inbox`), frames as in `parcels`
 
 The listener hands over accepted sockets whose ClientHello asks for ALPN `spore-bulk`; `serve` runs in a thread for each
@@ -19,6 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from node.admission import PeerRefused, explain_handshake_error
+from node.blocks import hints_length, read_runs, runs_length, send_hints, send_runs
 from node.bulk_http import (
     BULK_ALPN,
     BadHead,
@@ -51,6 +53,7 @@ FAILED_TOLD_MAX = 1_000  # failures listed in an answer: as many artifacts as an
 
 _BLOB = re.compile(r"/v1/blob/([0-9a-f]{64})")
 _CHUNKS = re.compile(r"/v1/chunks/([0-9a-f]{64})(?:\?from=(\d{1,10})&count=(\d{1,10}))?")
+_BLOCKS = re.compile(r"/v1/blocks/([0-9a-f]{64})(?:\?from=(\d{1,10})&count=(\d{1,3}))?")
 _PUSH = re.compile(r"/v1/push/(\d{1,19})")
 _REQUEST = re.compile(r"(GET|POST) (\S{1,1024}) HTTP/1\.1")
 
@@ -185,20 +188,29 @@ class _Connection:
             raise BadHead(f"{head.line[:60]!r} is not a request this port answers")
         method, path = request[1], request[2]
         keep = not head.closes and self._server.keeps()
+        blocks = _BLOCKS.fullmatch(path)
+        if method == "POST" and blocks:
+            return self._with_blob(bytes.fromhex(blocks[1]), keep, lambda blob: self._send_blocks(blob, head, keep))
         if method == "POST":
             push = _PUSH.fullmatch(path)
             return self._push(int(push[1]), head, keep) if push else self._refuse(404, "no such resource", keep=False)
         if head.length or "transfer-encoding" in head.headers:
             raise BadHead("a GET request has no body")
         if blob := _BLOB.fullmatch(path):
-            return self._blob(bytes.fromhex(blob[1]), head, keep)
+            digest = bytes.fromhex(blob[1])
+            return self._with_blob(digest, keep, lambda blob: self._send_blob(digest, blob, head, keep))
+        if blocks:
+            first, count = int(blocks[2] or 0), int(blocks[3] or 0)
+            return self._with_blob(
+                bytes.fromhex(blocks[1]), keep, lambda blob: self._send_hints(blob, first, count, keep)
+            )
         if chunks := _CHUNKS.fullmatch(path):
             return self._chunks(bytes.fromhex(chunks[1]), int(chunks[2] or 0), int(chunks[3] or 0), keep)
         return self._refuse(404, "no such resource", keep=keep)
 
     # What is held
 
-    def _blob(self, digest: Digest, head: Head, keep: bool) -> bool:
+    def _with_blob(self, digest: Digest, keep: bool, answer: Callable[[Blob], bool]) -> bool:
         try:
             blob = self._server.depot.open_blob(digest)
         except (StoreError, OSError) as problem:
@@ -206,7 +218,7 @@ class _Connection:
         if blob is None:
             return self._refuse(404, f"{self._server.contexts.identity.node} does not hold {digest.hex()}", keep=keep)
         try:
-            return self._send_blob(digest, blob, head, keep)
+            return answer(blob)
         except UnsatisfiableRange:
             return self._refuse(
                 416, "the range lies outside the artifact", keep, {"Content-Range": f"bytes */{blob.size}"}
@@ -224,15 +236,32 @@ class _Connection:
         if part:
             headers["Content-Range"] = f"bytes {first}-{end - 1}/{blob.size}"
         self._head(206 if part else 200, end - first, "application/octet-stream", keep, headers)
-        if not self._buffer:
-            self._buffer = memoryview(bytearray(CHUNK_BYTES))
-        allow = self._server.throttle.pace(self._stream.peer, id(self._stream), head.headers.get(PRIORITY_HEADER, ""))
+        allow, buffer = self._pace(head), self._chunk_buffer()
         while first < end:
-            view = self._buffer[: min(CHUNK_BYTES, end - first)]
+            view = buffer[: min(CHUNK_BYTES, end - first)]
             read_checked(blob, view, first)
             self._stream.send(view, allow)
             first += len(view)
         return keep
+
+    def _send_hints(self, blob: Blob, first: int, count: int, keep: bool) -> bool:
+        self._head(200, hints_length(blob.size, first, count), "application/octet-stream", keep)
+        send_hints(self._stream, blob, first, count, self._chunk_buffer())
+        return keep
+
+    def _send_blocks(self, blob: Blob, head: Head, keep: bool) -> bool:
+        runs = read_runs(self._stream, head.length, blob.size)
+        self._head(200, runs_length(blob.size, runs), "application/octet-stream", keep)
+        send_runs(self._stream, blob, runs, self._chunk_buffer(), self._pace(head))
+        return keep
+
+    def _chunk_buffer(self) -> memoryview:
+        if not self._buffer:
+            self._buffer = memoryview(bytearray(CHUNK_BYTES))
+        return self._buffer
+
+    def _pace(self, head: Head) -> Callable[[int], int]:
+        return self._server.throttle.pace(self._stream.peer, id(self._stream), head.headers.get(PRIORITY_HEADER, ""))
 
     def _chunks(self, digest: Digest, first: int, count: int, keep: bool) -> bool:
         try:

@@ -17,12 +17,14 @@ from node.admission import explain_handshake_error
 from node.breakers import P2P_HTTP, Guards
 from node.bulk_http import BULK_ALPN, SENTENCE_BYTES_MAX, BadHead, Head, read_head, request_head
 from node.bulk_stream import Patience, Stream, StreamBroken, sentence_of
+from node.speeds import SPEEDS_MAX, Speeds
 from node.tls import IdentityContexts
 from protocol.values import NodeId
 
 CONNECT_SECONDS = 5.0  # three SYNs; a host that does not answer them is for the membership to judge
 KEPT_PER_PEER_MAX = 4  # as many uploads as the core runs to one peer at once
 KEPT_MAX = 64  # sockets kept open for all peers together
+NEAR_SECONDS, FAR_SECONDS = 0.005, 0.03  # round trips: one stream fills a near link, two a farther one, four a far one
 KEPT_SECONDS_SPARE = 5.0  # a kept connection is not used in its last seconds: the peer may be closing it
 
 _ADDRESS = re.compile(r"\[?([^\[\]]+)\]?:(\d{1,5})")
@@ -126,6 +128,8 @@ class Connections:
         self._address_of = address_of
         self._lock = threading.Lock()
         self._kept: dict[NodeId, list[Connection]] = {}
+        self._rtt_seconds: dict[NodeId, float] = {}
+        self.speeds = Speeds()
         self._closed = False
 
     def take(self, peer: NodeId, job: Job, fresh: bool = False) -> Connection:
@@ -157,6 +161,14 @@ class Connections:
                 kept.append(connection)
                 return
         connection.stream.close()
+
+    def streams_to(self, peer: NodeId) -> int:
+        """How many connections a large transfer with this peer is worth, by the round trip seen when it was dialled.
+
+        A single one is limited to a window for each round trip, and recovers slowly from losses; near by it is not.
+        """
+        rtt_seconds = self._rtt_seconds.get(peer, 0.0)
+        return 1 if rtt_seconds < NEAR_SECONDS else 2 if rtt_seconds < FAR_SECONDS else 4
 
     def succeeded(self, peer: NodeId) -> None:
         """The way to this peer works, whatever it answered."""
@@ -207,11 +219,20 @@ class Connections:
         match = _ADDRESS.fullmatch(address)
         if not match:
             raise StreamBroken(f"the address {address!r} of {peer} is not host:port")
+        began = time.monotonic()
         try:
             sock = socket.create_connection((match[1], int(match[2])), CONNECT_SECONDS)
         except (OSError, OverflowError) as problem:
             raise StreamBroken(f"{peer} cannot be reached at {address}: {problem}") from problem
+        self._heard_after(peer, time.monotonic() - began)
         return Connection(peer, self._secured(sock, peer, address, job))
+
+    def _heard_after(self, peer: NodeId, seconds: float) -> None:
+        with self._lock:
+            self._rtt_seconds.pop(peer, None)
+            self._rtt_seconds[peer] = seconds
+            if len(self._rtt_seconds) > SPEEDS_MAX:
+                del self._rtt_seconds[next(iter(self._rtt_seconds))]
 
     def _secured(self, sock: socket.socket, peer: NodeId, address: str, job: Job) -> Stream:
         try:

@@ -27,6 +27,10 @@ class BulkDepot(Protocol):
         """The staging file of a record for which room was reserved."""
         ...
 
+    def older(self, record: Record) -> Blob | None:
+        """An older version that is held here, whose blocks may be equal; the caller closes it."""
+        ...
+
     def arrive_small(self, items: list[tuple[Record, Chunk]]) -> list[tuple[Record, str]]:
         """Verify and write many at once; returns those that failed, each with the reason."""
         ...

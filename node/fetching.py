@@ -1,46 +1,42 @@
 """Fetching one artifact from whoever holds it: chunk list first, then the missing chunks by ranges.
 
-Up to two sources are read at once. A source that fails is left for the next one, and what it did not deliver goes back
-to the pile; one that sends wrong bytes is told of and never asked again for this artifact. Every chunk is verified by
-the store before it counts, so it does not matter who sent it, or how often the fetch was cut and resumed.
+What lies here already under another name is copied first. Several sources are read at once, and a distant one over
+several connections. A source that fails is left for the next one, and what it did not deliver goes back to the pile;
+one that sends wrong bytes is told of and never asked again for this artifact. Every chunk is verified by the store
+before it counts, so it does not matter who sent it, or how often the fetch was cut and resumed.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from node.bulk_client import Avoided, Connection, Connections, Job
-from node.bulk_http import BadHead, Head
 from node.bulk_store import BulkDepot
 from node.bulk_stream import StreamBroken, sentence_of
 from node.progress import CONNECTING, DISK, NETWORK, Meter
+from node.runs import RUN_CHUNKS, Lied, RunReader, SourceFailed, require
 from protocol.chunks import (
     CHUNK_BYTES,
     LIST_PAGE_CHUNKS,
     chunk_count,
     chunk_digest,
-    chunk_length,
     list_matches,
+    overlap,
     split_leaves,
 )
 from protocol.values import DIGEST_BYTES, Digest, NodeId, Record, Stripe
 from storage.partials import Partial
 from storage.refusals import StoreError, WrongBytes
 
-SOURCES_AT_ONCE = 2  # one slow source does not hold a fetch up; more would only move the bottleneck to our disk
-RUN_CHUNKS = 64  # chunks asked for at once: a round trip every 64 MiB costs little, and two sources share the work
+STREAMS_MAX = 4  # connections of one fetch: one slow source does not hold it up, and a long fat link is filled
 
 OnWrongBytes = Callable[[str, Digest, str], None]
 
 
-class SourceFailed(Exception):
-    """This source cannot serve the artifact; the sentence names it. The next one may."""
-
-
 class Fetching:
-    """One fetch, run by one thread, which starts a second one while two sources are of use."""
+    """One fetch, run by one thread, which starts others while several streams are of use."""
 
     def __init__(
         self,
@@ -51,15 +47,19 @@ class Fetching:
         meter: Meter,
         job: Job,
         on_wrong_bytes: OnWrongBytes,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
+        """`headers` go with every request for bytes."""
         self._record = record
         self._depot = depot
         self._connections = connections
         self._meter = meter
         self._job = job
         self._on_wrong_bytes = on_wrong_bytes
+        self._headers = dict(headers or {})
         self._lock = threading.Lock()
         self._sources = deque(dict.fromkeys(sources))
+        self._slots: deque[NodeId] = deque()  # a source for each further stream
         self._runs: deque[Stripe] = deque()
         self._reasons: list[str] = []
         self._disk_problem = ""
@@ -106,7 +106,7 @@ class Fetching:
         except WrongBytes as problem:
             raise WrongBytes(f"{connection.peer} sent a wrong chunk list: {problem}") from problem
 
-    # Up to two sources at a time
+    # Several streams at a time
 
     def _fetch_large(self) -> str:
         partial = self._depot.partial(self._record)
@@ -117,6 +117,8 @@ class Fetching:
                     return self._why_not()
                 if self._ask(source, lambda connection: self._get_leaves(connection, partial)):
                     self._sources.appendleft(source)
+            self._meter.enter(DISK)
+            partial.fill()
             self._runs.extend(split_runs(partial.missing()))
             self._meter.bytes_done = self._record.size - missing_bytes(self._record.size, self._runs)
             while self._runs and self._sources and not self._disk_problem:
@@ -127,53 +129,49 @@ class Fetching:
 
     def _round(self, partial: Partial) -> None:
         """Work until the runs are fetched or the sources used up; leaves good sources for another round."""
-        second = None
-        if len(self._sources) > 1 and len(self._runs) > 1:
-            second = threading.Thread(target=self._work, args=(partial,), name="bulk-fetch-second", daemon=True)
-            second.start()
+        self._slots.clear()
+        for _ in range(self._connections.streams_to(self._sources[0])):
+            self._slots.extend(self._sources)
+        count = min(STREAMS_MAX, len(self._runs), len(self._slots))
+        others = [
+            threading.Thread(target=self._work, args=(partial,), name="bulk-fetch", daemon=True)
+            for _ in range(count - 1)
+        ]
+        for thread in others:
+            thread.start()
         try:
             self._work(partial)
         finally:
-            if second is not None:
-                second.join()
+            for thread in others:
+                thread.join()
         self._job.go_on()
 
     def _work(self, partial: Partial) -> None:
+        """One stream: runs from one source after the other, until there are no runs, or no sources."""
+        reader = RunReader(
+            self._record, partial, self._depot, self._meter, self._job, self._connections.speeds, self._headers
+        )
         try:
-            while self._runs and (source := self._next_source()):
-                if self._ask(source, lambda connection: self._get_runs(connection, partial)):
-                    with self._lock:
-                        self._sources.appendleft(source)
+            while self._runs and not self._disk_problem and (source := self._next_slot()):
+                if self._ask(source, lambda connection: self._get_runs(connection, partial, reader)):
                     return
+                with self._lock:
+                    self._sources = deque(other for other in self._sources if other != source)
         except (StoreError, OSError) as problem:
             self._disk_problem = sentence_of(problem)
         except StreamBroken:
             return  # cancelled: `_round` says so
+        finally:
+            reader.close()
 
-    def _get_runs(self, connection: Connection, partial: Partial) -> None:
-        buffer = memoryview(bytearray(CHUNK_BYTES))
-        while run := self._next_run():
-            fetched = 0
+    def _get_runs(self, connection: Connection, partial: Partial, reader: RunReader) -> None:
+        while not self._disk_problem and (run := self._next_run()):
             try:
-                self._begin_run(connection, run)
-                for index in range(run.first, run.first + run.count):
-                    view = buffer[: chunk_length(self._record.size, index)]
-                    self._meter.enter(NETWORK)
-                    connection.stream.read_into(view)
-                    self._meter.enter(DISK)
-                    partial.write_chunk(index, view)
-                    self._meter.moved(len(view))
-                    fetched += 1
-            finally:
-                if fetched < run.count:
-                    with self._lock:
-                        self._runs.appendleft(Stripe(run.first + fetched, run.count - fetched))
-
-    def _begin_run(self, connection: Connection, run: Stripe) -> None:
-        first, end = run.first * CHUNK_BYTES, min((run.first + run.count) * CHUNK_BYTES, self._record.size)
-        headers = {"Range": f"bytes={first}-{end - 1}"}
-        head = connection.get(f"/v1/blob/{self._record.digest.hex()}", headers)
-        self._require(connection, head, end - first, f"bytes {first}-{end - 1}/{self._record.size}")
+                reader.get(connection, run)
+            except BaseException:
+                with self._lock:
+                    self._runs.extendleft(reversed(overlap(partial.missing(), [run])))
+                raise
 
     # Asking
 
@@ -193,7 +191,7 @@ class Fetching:
                 kept = True
                 self._connections.succeeded(source)
                 return True
-            except WrongBytes as problem:
+            except (WrongBytes, Lied) as problem:
                 self._blame(source, sentence_of(problem))
                 self._connections.failed(source, sentence_of(problem))
                 return False
@@ -214,21 +212,8 @@ class Fetching:
         return False
 
     def _get(self, connection: Connection, path: str, headers: dict[str, str], into: memoryview) -> None:
-        self._require(connection, connection.get(path, headers), len(into), None)
+        require(connection, self._record, connection.get(path, headers), len(into), None)
         connection.stream.read_into(into)
-
-    def _require(self, connection: Connection, head: Head, length: int, content_range: str | None) -> None:
-        """The answer carries exactly what was asked for."""
-        if head.status not in (200, 206):
-            raise SourceFailed(connection.read_sentence(head))
-        try:
-            announced = head.length
-        except BadHead as problem:
-            raise SourceFailed(f"{connection.peer}: {problem}") from problem
-        if announced != length or (content_range and head.headers.get("content-range") != content_range):
-            sentence = f"{connection.peer} announces {announced} bytes of {self._record.name} instead of {length}"
-            self._blame(connection.peer, sentence)
-            raise SourceFailed(sentence)
 
     def _blame(self, source: NodeId, sentence: str) -> None:
         self._on_wrong_bytes(source, self._record.digest, sentence)
@@ -247,6 +232,16 @@ class Fetching:
         self._job.go_on()
         with self._lock:
             return self._sources.popleft() if self._sources else None
+
+    def _next_slot(self) -> NodeId | None:
+        """The next source for this stream that has not failed."""
+        self._job.go_on()
+        with self._lock:
+            while self._slots:
+                source = self._slots.popleft()
+                if source in self._sources:
+                    return source
+            return None
 
     def _next_run(self) -> Stripe | None:
         self._job.go_on()

@@ -21,7 +21,7 @@ from node.bulk_stream import Patience, StreamBroken, sentence_of
 from node.fetching import Fetching
 from node.inbox import asked_bytes
 from node.progress import Meter, Progress
-from node.throttle import Throttle
+from node.throttle import PRIORITY_HEADER, Throttle
 from node.tls import IdentityContexts
 from node.uploading import Refused, Uploader, begin_push, end_push
 from protocol.effects import Fetch, Report, Upload
@@ -189,7 +189,8 @@ class Transfers:
         assert isinstance(task.effect, Fetch)
         record, sources = task.effect.record, task.effect.sources
         hook = self._hooks.on_wrong_bytes
-        return Fetching(record, sources, self._depot, self._connections, task.meter, task.job, hook).run()
+        headers = {PRIORITY_HEADER: task.effect.priority}
+        return Fetching(record, sources, self._depot, self._connections, task.meter, task.job, hook, headers).run()
 
     def _upload(self, task: _Task, effect: Upload) -> str:
         try:

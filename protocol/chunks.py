@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from blake3 import blake3
 
-from protocol.values import DIGEST_BYTES, Digest
+from protocol.values import DIGEST_BYTES, Digest, Stripe
 
 CHUNK_BYTES = 1 << 20
 CHUNK_CONTEXT = "spore artifact chunk v1"
@@ -102,3 +102,15 @@ class Hasher:
 def split_leaves(packed: bytes) -> tuple[Digest, ...]:
     """Chunk digests from their concatenation, as it is stored and sent."""
     return tuple(packed[at : at + DIGEST_BYTES] for at in range(0, len(packed), DIGEST_BYTES))
+
+
+def overlap(missing: Iterable[Stripe], wanted: Iterable[Stripe]) -> tuple[Stripe, ...]:
+    """The parts of `wanted` that are missing."""
+    found = []
+    for want in wanted:
+        for gap in missing:
+            first = max(want.first, gap.first)
+            end = min(want.first + want.count, gap.first + gap.count)
+            if first < end:
+                found.append(Stripe(first, end - first))
+    return tuple(found)

@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from protocol.chunks import chunk_count, chunk_digest
+from protocol.chunks import chunk_count, chunk_digest, overlap
 from protocol.effects import Entry, Kept, Publication, Referenced
 from protocol.fleet import GIB, MIB
 from protocol.names import OWN_FOLDER
@@ -31,6 +31,7 @@ from storage.places import Lookups, Places
 from storage.private import PrivateFiles
 from storage.publication import Outcome, Publisher, QuickCheck
 from storage.refusals import FileGone, PathRefused, StorageFailed, StoreError, failure, sentences
+from storage.reuse import Reuse
 from storage.room import Room
 from storage.staging import Staging
 from storage.store import Store
@@ -76,7 +77,8 @@ class Depot:
         self._on_withdrawn = on_withdrawn
         self._on_damaged = on_damaged or on_withdrawn
         self._places = Places(self._lookups)
-        self._staging = Staging(store.staging, self._files)
+        self._reuse = Reuse(self._lookups, self.open_blob)
+        self._staging = Staging(store.staging, self._files, self._reuse.fill)
         self._private = PrivateFiles(store, self._files, self._staging, self._places)
         shared = (store, self._files, self._staging, self._private, self._places, room)
         self._unlink_later: dict[str, Place] = {}  # one for each private version that a put wanted again, until a sweep
@@ -214,6 +216,10 @@ class Depot:
         """The partial of a record whose room was reserved; close it when done."""
         return self._staging.partial(record)
 
+    def older(self, record: Record) -> Blob | None:
+        """The newest other version of the same name that lies here, to compare a changed chunk with."""
+        return self._reuse.older(record)
+
     def arrive_small(self, items: list[tuple[Record, Chunk]]) -> list[tuple[Record, str]]:
         """Verify artifacts of one chunk and write them to staging; returns what failed, each with the reason."""
         failed = self._staging.arrive_small(items)
@@ -340,7 +346,7 @@ class Depot:
             return NOTHING_MISSING if self._staging.here(record) else parcel.stripes
         partial = self._staging.partial(record)
         try:
-            missing = _overlap(partial.missing(), parcel.stripes or (Stripe(0, chunk_count(record.size)),))
+            missing = overlap(partial.missing(), parcel.stripes or (Stripe(0, chunk_count(record.size)),))
         finally:
             partial.close()
         if missing == (Stripe(0, chunk_count(record.size)),):
@@ -441,15 +447,3 @@ class Depot:
         if len(accepted.leaves) > 1:
             self._lookups.save_leaves(accepted.digest, accepted.leaves)
         return accepted
-
-
-def _overlap(missing: Iterable[Stripe], wanted: Iterable[Stripe]) -> tuple[Stripe, ...]:
-    """The parts of `wanted` that are missing."""
-    found = []
-    for want in wanted:
-        for gap in missing:
-            first = max(want.first, gap.first)
-            end = min(want.first + want.count, gap.first + gap.count)
-            if first < end:
-                found.append(Stripe(first, end - first))
-    return tuple(found)

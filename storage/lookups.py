@@ -56,6 +56,7 @@ _PLACES = f"SELECT {PLACE_COLUMNS} FROM places WHERE digest = ? ORDER BY path"
 _PLACE = f"SELECT {PLACE_COLUMNS} FROM places WHERE path = ?"
 _FACT = "SELECT value FROM facts WHERE key = ?"
 _LEAVES = "SELECT leaves FROM chunks WHERE digest = ?"
+_LEAVES_PAGE = "SELECT digest, leaves FROM chunks WHERE digest > ? ORDER BY digest LIMIT 16"  # 3.2 MB for 100 GiB each
 
 
 def connect_reader(path: Path, *, any_thread: bool = False) -> sqlite3.Connection:
@@ -162,6 +163,14 @@ class Lookups:
         """The committed chunk list of a digest: its 32-byte leaves one behind the other."""
         rows = self._rows(_LEAVES, digest)
         return bytes(rows[0][0]) if rows else None
+
+    def chunk_lists(self) -> Iterator[tuple[Digest, bytes]]:
+        """Every committed chunk list, as `stored_leaves` gives it, in pages."""
+        after = b""
+        while rows := self._rows(_LEAVES_PAGE, after):
+            for digest, leaves in rows:
+                after = bytes(digest)
+                yield after, bytes(leaves)
 
 
 class SharedLookups(Lookups):

@@ -43,6 +43,13 @@ class Partial(Protocol):
         """Take the chunk list, from anywhere. Raises WrongBytes unless it is the list of this digest."""
         ...
 
+    def fill(self) -> int:
+        """Once its list is known: copy the chunks that lie here under any other name; the bytes that were copied.
+
+        Called by whoever chooses what to ask of peers; after the first time in a life it does nothing.
+        """
+        ...
+
     def leaves(self) -> tuple[Digest, ...] | None: ...
 
     def missing(self) -> tuple[Stripe, ...]:
@@ -60,15 +67,25 @@ class ChunkedPartial:
     """An artifact of more than one chunk, with its map, chunk list and hints beside the bytes."""
 
     def __init__(
-        self, files: FileLayer, path: Path, fd: int, record: Record, closed: Callable[[ChunkedPartial], None]
+        self,
+        files: FileLayer,
+        path: Path,
+        fd: int,
+        record: Record,
+        closed: Callable[[ChunkedPartial], None],
+        reuse: Callable[[ChunkedPartial], int],
     ) -> None:
-        """`path` and `fd` are the file of bytes, already of full size; `closed` is told at every `close`."""
+        """`path` and `fd` are the file of bytes, already of full size; `closed` is told at every `close`; `reuse`
+        copies what lies here already."""
         self.record = record
         self.users = 1  # counted by staging, under its lock
         self._files = files
         self._path = path
         self._fd = fd
         self._closed = closed
+        self._reuse = reuse
+        self._filling = threading.Lock()
+        self._filled = False
         self._total = chunk_count(record.size)
         self._changed = threading.Condition()
         self._marking = threading.Lock()
@@ -106,6 +123,13 @@ class ChunkedPartial:
                 with sentences(f"keep the chunk list of {self.record.name}"):
                     replace_file(self._files, sidecar(self._path, "leaves"), b"".join(leaves))
                 self._leaves = tuple(leaves)
+
+    def fill(self) -> int:
+        with self._filling:
+            if self._filled or self._leaves is None or self.complete:
+                return 0
+            self._filled = True
+            return self._reuse(self)
 
     def missing(self) -> tuple[Stripe, ...]:
         with self._changed:
@@ -280,6 +304,9 @@ class SmallPartial:
     def set_leaves(self, leaves: Sequence[Digest]) -> None:
         if not list_matches(self.record.digest, self.record.size, leaves):
             raise WrongBytes(f"the chunk list for {self.record.name} is not that of its digest; it was dropped")
+
+    def fill(self) -> int:
+        return 0  # bytes that lie here under another name are published from there, without a transfer
 
     def missing(self) -> tuple[Stripe, ...]:
         return () if self.complete else (Stripe(0, chunk_count(self.record.size)),)

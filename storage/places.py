@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from protocol.values import Digest, Place
@@ -26,8 +26,9 @@ class Lookups:
     """What the depot asks of the manifest and the WAL. Called from any thread: the driver makes them safe for that.
 
     `places_of` and `place_at` read committed places; `inline_of` the bytes of a pending WAL entry, `recent_of` those of
-    one that are still in memory; `load_leaves` and `save_leaves` keep chunk lists. The defaults know nothing: enough
-    for tests of other things.
+    one that are still in memory; `load_leaves` and `save_leaves` keep chunk lists. `versions_of` gives the digests of
+    a name's versions, the newest first, `chunk_lists` every chunk list there is, packed. The defaults know nothing:
+    enough for tests of other things.
     """
 
     places_of: Callable[[Digest], tuple[Place, ...]] = lambda _digest: ()
@@ -36,6 +37,8 @@ class Lookups:
     load_leaves: Callable[[Digest], tuple[Digest, ...] | None] = _nothing
     save_leaves: Callable[[Digest, tuple[Digest, ...]], None] = lambda _digest, _leaves: None
     recent_of: Callable[[Digest], bytes | None] = _nothing
+    versions_of: Callable[[str], tuple[Digest, ...]] = lambda _name: ()
+    chunk_lists: Callable[[], Iterable[tuple[Digest, bytes]]] = lambda: ()
 
 
 class Places:

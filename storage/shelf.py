@@ -9,7 +9,7 @@ import sqlite3
 import threading
 from collections.abc import Mapping, Sequence
 
-from protocol.values import DIGEST_BYTES, Digest
+from protocol.values import DIGEST_BYTES, Digest, State
 from storage.lookups import SharedLookups
 
 
@@ -36,6 +36,10 @@ class Shelf(SharedLookups):
         if joined is None:
             return None
         return tuple(joined[start : start + DIGEST_BYTES] for start in range(0, len(joined), DIGEST_BYTES))
+
+    def digests_of(self, name: str) -> tuple[Digest, ...]:
+        """Of the live versions of a name, the newest first."""
+        return tuple(record.digest for record in self.versions(name) if record.state is State.LIVE)
 
     def waiting_leaves(self) -> dict[Digest, bytes]:
         """What the next transaction writes."""

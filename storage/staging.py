@@ -16,6 +16,7 @@ import os
 import re
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,9 +49,13 @@ class _Group:
 class Staging:
     """The staging folder of one node. Thread-safe."""
 
-    def __init__(self, folder: Path, files: FileLayer) -> None:
+    def __init__(
+        self, folder: Path, files: FileLayer, reuse: Callable[[ChunkedPartial], int] = lambda partial: 0
+    ) -> None:
+        """`reuse` copies into a partial what lies here already (see reuse.py)."""
         self._folder = folder
         self._files = files
+        self._reuse = reuse
         self._lock = threading.RLock()
         self._open: dict[Digest, ChunkedPartial] = {}
         self._complete: OrderedDict[Digest, None] = OrderedDict()
@@ -102,7 +107,7 @@ class Staging:
                 raise NotReserved(f"no room was reserved for {record.name}; reserve it before its bytes come")
             fd = self._files.open(self.path(record.digest), os.O_RDWR | os.O_NOFOLLOW)
             try:
-                partial = ChunkedPartial(self._files, self.path(record.digest), fd, record, self._closed)
+                partial = ChunkedPartial(self._files, self.path(record.digest), fd, record, self._closed, self._reuse)
             except BaseException:
                 self._files.close(fd)
                 raise

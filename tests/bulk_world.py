@@ -103,6 +103,9 @@ class Shelf:
         assert not refusal
         return self.depot.partial(record)
 
+    def older(self, record: Record) -> Blob | None:
+        return self.depot.older(record)
+
     def arrive_small(self, items: list[tuple[Record, Chunk]]) -> list[tuple[Record, str]]:
         self.batches.append(len(items))
         return self.depot.arrive_small(items)

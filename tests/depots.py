@@ -47,6 +47,7 @@ class Manifest:
     places: dict[str, Place] = field(default_factory=dict)
     inline: dict[Digest, bytes] = field(default_factory=dict)
     leaves: dict[Digest, tuple[Digest, ...]] = field(default_factory=dict)
+    versions: dict[str, tuple[Digest, ...]] = field(default_factory=dict)
 
     def commit(self, outcome: Outcome) -> None:
         for _, place in outcome.done:
@@ -61,6 +62,8 @@ class Manifest:
             inline_of=self.inline.get,
             load_leaves=self.leaves.get,
             save_leaves=self.leaves.__setitem__,
+            versions_of=lambda name: self.versions.get(name, ()),
+            chunk_lists=lambda: [(digest, b"".join(leaves)) for digest, leaves in sorted(self.leaves.items())],
         )
 
 
