@@ -109,7 +109,7 @@ class Agent:
         upkeep.tell_room(self, state)  # before the first hello: a node that says it accepts nothing is passed over
         await self._open_network()
         self.spawn(self.committer.run(), for_ever="the group committer")
-        for work in (upkeep.look_at_disk, upkeep.watch_transfers, upkeep.sweep, upkeep.look_at_certificate):
+        for work in upkeep.FOR_EVER:
             self.spawn(work(self), for_ever="upkeep")
         await self.intake.start()
 
@@ -129,7 +129,8 @@ class Agent:
         )
         self.pending = PendingEntries(self.wal)
         self._recovered = await self.in_thread(self._recover)
-        self.room = Room(RoomLimits.of(routing), lambda: disk_usage(files, root))
+        self.held_bytes = await self.manifest.queries.held_for_others(self.node)
+        self.room = Room(RoomLimits.of(routing), lambda: disk_usage(files, root), lambda: self.held_bytes)
         self.depot = Depot(
             self.store,
             self.room,

@@ -73,6 +73,8 @@ class Performer:
                 self.agent.spawn(self._publish(effect))
             case f.Unlink():
                 self.agent.spawn(self._unlink(effect.places))
+            case f.CheckHeld():
+                self.agent.spawn(self._check_held(effect))
             case f.StreamRows():
                 self.agent.spawn(self._stream_rows(effect))
             case f.StreamPrints():
@@ -149,6 +151,10 @@ class Performer:
         named = [place for place in places if not place.private]
         for place in await self.agent.in_thread(self.agent.depot.missing, named):
             self.agent.post(e.Withdrawn(place, "it was removed with the last version that needed it"))
+
+    async def _check_held(self, effect: f.CheckHeld) -> None:
+        held = await self.agent.in_thread(self.agent.depot.held_among, effect.stays)
+        self.agent.post(e.HeldChecked(effect.peer, effect.asked, held))
 
     async def _stream_rows(self, effect: f.StreamRows) -> None:
         """Committed rows, in pages, as fast as the peer takes them; one stream of every row to a peer at a time."""

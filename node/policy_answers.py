@@ -13,9 +13,12 @@ from protocol.names import NameRefused, check_name, check_node
 from protocol.pins import pin_name
 from protocol.planning import Candidate, Plan, plan
 from protocol.values import Member, NodeId, Record, State, stores_of
+from storage.room import RoomState
 
 if TYPE_CHECKING:
     from node.agent import Agent
+
+RISK_ROWS_MAX = 10_000  # of what waits for repair; the sums tell the rest
 
 
 class PolicyAnswers:
@@ -68,6 +71,39 @@ class PolicyAnswers:
             pinned=agent.replica.pins.is_pinned(node, record.name),
             holds=member.store in stores_of(agent.manifest.holdings(record.digest)),
         )
+
+    async def disk_facts(self, room: RoomState) -> Facts:
+        """The disk, with our own share told apart: what we hold for others, what else is ours, what is not."""
+        _, held_bytes = await self.agent.manifest.queries.held()
+        return {
+            "used_percent": round(room.used_percent, 1),
+            "cap_percent": room.cap_percent,
+            "accepting": room.accepting,
+            "capacity_bytes": room.capacity_bytes,
+            "held_bytes": room.held_bytes,
+            "own_bytes": max(0, held_bytes - room.held_bytes),
+            "other_bytes": max(0, room.used_bytes - max(held_bytes, room.held_bytes)),
+            "max_bytes": room.max_bytes,
+            "excess_bytes": room.excess_bytes,
+        }
+
+    def waiting_for_repair(self) -> list[Facts]:
+        """What was accepted here, was durable, and lost copies since: at risk until its turn comes."""
+        replica = self.agent.replica
+        rows = []
+        for danger, record in replica.repair.worst(RISK_ROWS_MAX):
+            if record.origin == self.agent.node:
+                rows.append(
+                    {
+                        "name": record.name,
+                        "digest": record.digest.hex(),
+                        "size": record.size,
+                        "copies": len(replica.debts.receipts(record)),
+                        "needed": replica.ctx.min_copies(record),
+                        "why": f"copies were lost, {danger.copies} are left; it waits for its turn behind fresh data",
+                    }
+                )
+        return rows
 
     async def pin(self, name: str, node: str, pinned: bool) -> Facts:
         node = node or self.agent.node

@@ -209,7 +209,7 @@ class Service(PolicyAnswers):
         agent = self.agent
         totals = await agent.manifest.queries.totals()
         room = await asyncio.to_thread(agent.room.state)
-        own = agent.replica.debts.own_open()
+        own = [*(debt.record for debt in agent.replica.debts.own_open()), *agent.replica.repair.own_waiting()]
         members = agent.replica.members
         host = agent.fleet.host(agent.node)
         kinds = {
@@ -226,12 +226,9 @@ class Service(PolicyAnswers):
             "artifacts": sum(kind["artifacts"] for kind in kinds.values()),
             "bytes": sum(kind["bytes"] for kind in kinds.values()),
             "kinds": kinds,
-            "at_risk": {"artifacts": len(own), "bytes": sum(debt.record.size for debt in own)},
-            "disk": {
-                "used_percent": round(room.used_percent, 1),
-                "cap_percent": room.cap_percent,
-                "accepting": room.accepting,
-            },
+            "at_risk": {"artifacts": len(own), "bytes": sum(record.size for record in own)},
+            "disk": await self.disk_facts(room),
+            "repair": {"waiting": agent.replica.repair.waiting()},
             "members": {
                 "alive": 1 + len(members.alive),
                 "suspect": sum(members.standing(node) is Standing.SUSPECT for node in members.alive),
@@ -292,7 +289,7 @@ class Service(PolicyAnswers):
                     "why": debt.why(around),
                 }
             )
-        return rows
+        return rows + self.waiting_for_repair()
 
     async def progress(self, name: str) -> Facts:
         """How far the pushes of an artifact are, and why they stall."""

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from node.agent import Agent
 
 DISK_LOOK_SECONDS = 2.0  # between looks at the disk's room; a transfer's own reservation is exact at any time
+COUNT_SECONDS = 300.0  # between counts of what is held for others: a second of work with a million files
+COMMITTED_SECONDS = 20.0  # after its publication a file is in the manifest, or its disk has failed
 WATCH_SECONDS = 2.0  # between looks for transfers that stall: they are given a minute or more
 RENEWAL_LOOK_SECONDS = 3600.0  # certificates live 7 or 90 days and are renewed at two thirds
 SWEEP_SECONDS = 3600.0  # between looks for leftovers: what is in the way at once makes room by itself
@@ -31,7 +33,17 @@ async def look_at_disk(agent: Agent) -> None:
 
 
 def tell_room(agent: Agent, state: RoomState) -> None:
-    agent.post(DiskChanged(state.accepting, state.local, state.capacity_bytes, state.used_bytes))
+    agent.post(DiskChanged(state.accepting, state.local, state.capacity_bytes, state.used_bytes, state.excess_bytes))
+
+
+async def count_held(agent: Agent) -> None:
+    """What we hold for others, for `max_bytes`: counted now and then, and in between what is published is added."""
+    while True:
+        await asyncio.sleep(COUNT_SECONDS)
+        before = agent.room.published_since()
+        await asyncio.sleep(COMMITTED_SECONDS)
+        agent.held_bytes = await agent.manifest.queries.held_for_others(agent.node)
+        agent.room.counted_anew(before)
 
 
 async def watch_transfers(agent: Agent) -> None:
@@ -54,3 +66,6 @@ async def look_at_certificate(agent: Agent) -> None:
         if renewal_due(agent.contexts.identity.facts, time.time()):
             await agent.renew()
         await asyncio.sleep(RENEWAL_LOOK_SECONDS)
+
+
+FOR_EVER = (look_at_disk, count_held, watch_transfers, sweep, look_at_certificate)

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from protocol.clock import HLC_MAX, scanned
+from protocol.clock import HLC_MAX, age_ms, scanned
 from protocol.context import Context
 from protocol.debts import Debts, Wait
 from protocol.effects import Answer, Entry, Kept, Referenced, Release
 from protocol.events import Await, Declare, Put, Remove, Withdrawn
 from protocol.fleet import RESERVED_KIND
-from protocol.names import NameRefused, check_name, check_publishable
+from protocol.names import NameRefused, check_name, check_publishable, publication_path, publishable
 from protocol.values import NO_DIGEST, Batch, Digest, Holding, Place, Record, Rows, State
 
 WAIT_DEFAULT = 0  # asks for as many copies as the kind's policy does
@@ -213,6 +213,9 @@ class Accepting:
         if current is None or current.state is not State.LIVE:
             self._refuse(event.request, f"there is no artifact {event.name}; `spore ls` shows what there is")
             return
+        if event.before_ms and age_ms(current.hlc, event.before_ms) < 0:
+            self._refuse(event.request, f"{event.name} has a newer version by now; it stays")
+            return
         if not self._may_delete(current):
             self._refuse(
                 event.request,
@@ -231,6 +234,28 @@ class Accepting:
         own = kind is not None and kind.namespace == "node" and record.origin == self.ctx.node
         return own or not self.ctx.host.ephemeral
 
+    def removed_names(self, event: Withdrawn) -> list[str]:
+        """Names that a user deleted with their watched file, where the kind says that this means all copies.
+
+        Only of a file that stood for the newest version, and that we stated to hold: what we removed ourselves was
+        withdrawn before, and what a mate of our store holds is for the mate to see.
+        """
+        digest, path = event.place.digest, event.place.path
+        if not any(holding.node == self.ctx.node for holding in self.ctx.catalogue.holdings(digest)):
+            return []
+        names = dict.fromkeys(r.name for r in self.ctx.catalogue.sharers(digest) if self._stands_for(r, path))
+        newest = {name: self.ctx.current(name) for name in names}
+        return [name for name, record in newest.items() if record is not None and record.digest == digest]
+
+    def _stands_for(self, record: Record, path: str) -> bool:
+        kind = self.ctx.kind(record.name)
+        if kind is None or kind.delete != "propagate":
+            return False
+        per_node = kind.namespace == "node"
+        if not publishable(record.name, record.origin, per_node):
+            return False
+        return publication_path(record.name, record.origin, self.ctx.node, per_node) == path
+
     def declare(self, event: Declare) -> None:
         """A record without bytes under our own kind: revocations and what else every node must know."""
         current = self.ctx.current(event.name)
@@ -243,7 +268,8 @@ class Accepting:
 
         def done() -> None:
             self.tell(rows)
-            self.ctx.emit(Answer(request, "", record, durable=True))
+            if request:
+                self.ctx.emit(Answer(request, "", record, durable=True))
 
         self.ctx.commit(Batch(rows), done, lambda error: self._refuse(request, f"not done: {error}"))
 

@@ -21,6 +21,11 @@ def stamp_ms(hlc: Hlc) -> int:
     return hlc >> COUNTER_BITS
 
 
+def age_ms(hlc: Hlc, now_ms: int) -> int:
+    """How old a version is: since it was written, or, where nobody knows that, since its file was modified."""
+    return now_ms - (hlc * 1000 if hlc < SCANNED_MAX else stamp_ms(hlc))
+
+
 class HybridClock:
     """Hands out stamps of one node, each above every stamp it made by its own clock or followed before."""
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from itertools import takewhile
 
 from protocol.catalogue import VERSIONS_MAX
-from protocol.clock import HybridClock
+from protocol.clock import HybridClock, age_ms
 from protocol.effects import Commit, Effect, Entry, Log, Report, Send
 from protocol.fleet import Fleet, Host, Kind, Routing
 from protocol.messages import Message
@@ -99,6 +99,13 @@ class Context:
 
     def kind(self, name: str) -> Kind | None:
         return self._kinds.get(name.partition("/")[0])
+
+    def expired(self, record: Record) -> bool:
+        """Whether a version is older than its kind allows, by our clock; certificates bound how wrong that may be."""
+        kind = self.kind(record.name)
+        if kind is None or kind.expire_after_seconds is None:
+            return False
+        return age_ms(record.hlc, self.now_ms) > kind.expire_after_seconds * 1000
 
     # --- effects ---
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from protocol.fleet import Priority
 from protocol.messages import Message, Prints
-from protocol.values import Batch, NodeId, Parcel, Place, Record
+from protocol.values import Batch, Digest, NodeId, Parcel, Place, Record
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +191,15 @@ class Unlink:
 
 
 @dataclass(frozen=True, slots=True)
+class CheckHeld:
+    """Look whether the files of `stays` are as their places say. Answered by `HeldChecked`, with what was `asked`."""
+
+    peer: NodeId
+    asked: tuple[Digest, ...]
+    stays: tuple[Digest, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class SetTimer:
     """Return `Timer(token)` at `at_ms`. A token set again replaces the earlier one."""
 
@@ -251,6 +260,7 @@ Effect = (
     | Unreserve
     | Publish
     | Unlink
+    | CheckHeld
     | SetTimer
     | Answer
     | Scan

@@ -46,10 +46,11 @@ class Put:
 
 @dataclass(frozen=True, slots=True)
 class Remove:
-    """A user asks for an explicit delete of a name."""
+    """A user asks for an explicit delete of a name; with `before_ms`, only if its newest version is older."""
 
     request: int
     name: str
+    before_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,12 +190,23 @@ class Published:
 class Withdrawn:
     """A file of ours is gone, changed or damaged: its place no longer holds its digest.
 
+    `removed` says that somebody removed it while we watched: for a kind with `delete: propagate` that is a delete.
     `damaged` says that nobody but the disk changed it, so that it is to be fetched again, whoever's it was.
     """
 
     place: Place
     why: str
     damaged: bool = False
+    removed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class HeldChecked:
+    """Answers `CheckHeld`: of what `peer` asked about, these files are as they were."""
+
+    peer: NodeId
+    asked: tuple[Digest, ...]
+    held: tuple[Digest, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,13 +222,15 @@ class RootKnown:
 class DiskChanged:
     """The disk's room, told when a bit flips and every so often.
 
-    `accepting`: the caps allow bytes for others. `local`: there is room to accept our own.
+    `accepting`: the caps allow bytes for others. `local`: there is room to accept our own. `excess_bytes`: what must go
+    to end an emergency; 0 when there is none.
     """
 
     accepting: bool
     local: bool
     capacity_bytes: int
     used_bytes: int
+    excess_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,6 +281,7 @@ Event = (
     | Arrived
     | Published
     | Withdrawn
+    | HeldChecked
     | RootKnown
     | DiskChanged
     | FleetChanged

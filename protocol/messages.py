@@ -12,6 +12,8 @@
 | Take | the receiver, once it has reserved room | the bytes (a bulk upload), then Receipt |
 | Receipt | the receiver, after the commit of its holdings | nothing; it ends the transfer |
 | Ask | a node that wants bytes uploaded | Offer |
+| Confirm | a holder that wants to give up its copies | Confirmed |
+| Confirmed | another holder, once it has looked at its files | nothing |
 | Goodbye | a node that leaves | the session ends |
 
 What they say of who is alive stands in `claims.py`. Encoding and bounds are in `wire.py`.
@@ -121,6 +123,21 @@ class Ask:
 
 
 @dataclass(frozen=True, slots=True)
+class Confirm:
+    """I am about to give up my copies of these: look whether you hold them, and keep them for a while."""
+
+    digests: tuple[Digest, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Confirmed:
+    """Of what was `asked`, the sender looked at these files just now, and keeps them for two minutes at least."""
+
+    asked: tuple[Digest, ...]
+    held: tuple[Digest, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Goodbye:
     """The sender leaves now, and says so; it is not suspected."""
 
@@ -128,7 +145,7 @@ class Goodbye:
 
 
 AboutRows = RowsMessage | CellsMessage | CellsWanted | Lacking | Prints
-AboutBytes = Offer | Take | Receipt | Ask
+AboutBytes = Offer | Take | Receipt | Ask | Confirm | Confirmed
 Message = Hello | Goodbye | AboutRows | AboutBytes | claims.Message
 
 HAVE = "have"  # a refusal that is good news: the receiver's store holds the digest already

@@ -67,9 +67,7 @@ def pool(digest: Digest, seats: Collection[Seat], copies: int, domains: int = 0,
     """Rank the eligible seats for one artifact. `domains` 0 asks for min(copies, domains there are)."""
     counted = counting_seats(seats, copies)
     first = {seat.role: not wanted_by_role(kind, seat.role) for seat in counted} if kind else {}
-    ranked = sorted(
-        counted, key=lambda seat: (seat.ephemeral, first.get(seat.role, False), _weight(digest, seat.store))
-    )
+    ranked = sorted(counted, key=lambda seat: (seat.ephemeral, first.get(seat.role, False), weight(digest, seat.store)))
     return Pool(tuple(ranked), copies, domains or spread(counted, copies))
 
 
@@ -123,5 +121,6 @@ def counted(receipts: Mapping[StoreId, Seat], around: Pool, seats: Collection[Se
     return [seat for seat in receipts.values() if all_count or not seat.ephemeral]
 
 
-def _weight(digest: Digest, store: StoreId) -> bytes:
-    return blake2b(digest + store, digest_size=8).digest()
+def weight(digest: Digest, store: StoreId | NodeId) -> bytes:
+    """What ranks stores, or nodes, for one content: the same everywhere, and another order for each content."""
+    return blake2b(digest + (store.encode() if isinstance(store, str) else store), digest_size=8).digest()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from protocol.context import Context
 from protocol.debts import Debts
-from protocol.fleet import Kind
+from protocol.fleet import RESERVED_KIND, Kind
 from protocol.membership import Membership
 from protocol.names import publication_path, publishable
 from protocol.pins import Pins
@@ -24,6 +24,22 @@ class Policy:
     def receives(self, kind: str) -> bool:
         """Whether this node may become a holder of a kind: said by the hosts file, or by how it joined."""
         return not self.ctx.excluded and self.ctx.fleet.receives(self.ctx.node, kind)
+
+    def refusal(self, record: Record) -> str:
+        """Why this node may not take these bytes, whatever its disk says; "" when it may."""
+        kind, node = self.ctx.kind(record.name), self.ctx.node
+        if self.ctx.excluded:
+            return f"{node} is excluded from sync"
+        if kind is None or record.kind == RESERVED_KIND:
+            return f"kind {record.kind} is not in the hosts file of {node}"
+        if not self.receives(record.kind):
+            return f"{node} does not receive the kind {record.kind}"
+        if record.state is not State.LIVE or self.ctx.deleted(record):
+            return "it was deleted"
+        if not publishable(record.name, record.origin, kind.namespace == "node"):
+            return f"the name {record.name} does not belong to {record.origin}"
+        expired = self.ctx.expired(record) and self.members.policies_agree() and not self.ctx.holds(record.digest)
+        return f"it is older than expire_after of the kind {record.kind} on {node}" if expired else ""
 
     def wants(self, record: Record) -> bool:
         """Whether policy, as far as it can be told without a look-up, places this record here for good: by the role of

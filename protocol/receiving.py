@@ -15,10 +15,8 @@ from protocol.context import Context
 from protocol.debts import Debts
 from protocol.effects import Answer, Fetch, Publication, Publish, Reserve, Unlink, Unreserve
 from protocol.events import Arrived, Published, Reserved
-from protocol.fleet import RESERVED_KIND
 from protocol.incoming import Incoming, Wanted, hash_order
 from protocol.membership import Membership
-from protocol.names import publishable
 from protocol.pins import Pins
 from protocol.policy import Policy
 from protocol.sending import RECEIPT_MS_MAX, UPLOAD_BYTES_PER_SECOND_MIN
@@ -30,7 +28,6 @@ from protocol.values import (
     Place,
     Record,
     Rows,
-    State,
     Stripe,
 )
 
@@ -150,19 +147,11 @@ class Receiving:
 
     def _verdict(self, record: Record) -> str:
         """Why an offered artifact is not taken; "" when it is."""
-        kind = self.ctx.kind(record.name)
         if self.stopping:
             return m.LEAVING
-        if self.ctx.excluded:
-            return f"{self.ctx.node} is excluded from sync"
-        if not self.policy.receives(record.kind):
-            return f"{self.ctx.node} does not receive the kind {record.kind}"
-        if kind is None or record.kind == RESERVED_KIND:
-            return f"kind {record.kind} is not in the hosts file of {self.ctx.node}"
-        if record.state is not State.LIVE or self.ctx.deleted(record):
-            return "it was deleted"
-        if not publishable(record.name, record.origin, kind.namespace == "node"):
-            return f"the name {record.name} does not belong to {record.origin}"
+        refusal = self.policy.refusal(record)
+        if refusal:
+            return refusal
         if self.ctx.holds(record.digest):
             return m.HAVE
         if record.digest in self.arriving:
@@ -357,7 +346,8 @@ class Receiving:
         self._record(event, self._publishing.pop(event.op, None))
 
     def _record(self, event: Published, incoming: Incoming | None) -> None:
-        places = [place for _, place in event.done] + [place for _, place in event.moved]
+        places = [replace(place, published=record.origin != self.ctx.node) for record, place in event.done]
+        places += [place for _, place in event.moved]
         records = [record for record, _ in event.done]
         stated = [record.digest for record in records] + self._adopted(event)
         holdings = tuple(self.ctx.holding(digest, True) for digest in dict.fromkeys(stated))

@@ -15,28 +15,27 @@ from protocol import messages as m
 from protocol.accepting import Accepting
 from protocol.catalogue import Catalogue
 from protocol.claims import Message as SwimMessage
-from protocol.clock import stamp_ms
 from protocol.comparing import Comparing
 from protocol.context import Context
 from protocol.debts import Debt, Debts
-from protocol.effects import Answer, Effects, Entry, Exit, Hangup, Inline, Referenced, Release, Scan, SetTimer, Unlink
+from protocol.effects import Answer, Effects, Entry, Exit, Hangup, Inline, Referenced, Release, SetTimer, Unlink
 from protocol.fleet import RESERVED_KIND, Fleet
-from protocol.membership import REPAIR_GRACE_MS, WAKE, Membership
+from protocol.membership import WAKE, Membership
 from protocol.pins import Pins
 from protocol.receiving import Receiving
 from protocol.recent import Recent
+from protocol.repair import Repair
 from protocol.retention import Retention
 from protocol.sending import Sending
+from protocol.shedding import Shedding
 from protocol.spreading import Spreading
-from protocol.values import Batch, Holding, NodeId, Place, Presence, Record, Rows, State, StoreId
+from protocol.sweeping import Sweeping
+from protocol.values import Batch, NodeId, Place, Presence, Record, Rows, State, StoreId
 
 TICK_MS = 1_000  # time-outs, dials, retention and retries are looked at this often
 HEAL_MS = 5_000  # after a failed commit, an empty one probes the disk this often
-SWEEP_PAGE = 500  # records looked at per event: 20 ms of work
-SWEEP_FIRST_MS = 15_000  # after boot: peers have connected, and what they push has come
 TRANSFERS_PER_BOOT = 1 << 32  # transfer numbers of one life never meet those of the next
 PUMP_AT_ONCE_MAX = 1_000  # wanted artifacts looked through for each news of a holding; above, the tick does it
-START = ("", 0, "")
 
 
 class Replica:
@@ -57,15 +56,18 @@ class Replica:
         self.receiving = Receiving(ctx, self.members, self.debts, self.pins, self._tell)
         self.accepting = Accepting(ctx, self.debts, self._tell, self._owe)
         self.receiving.on_own_published(self._own_published)
+        self.repair = Repair(ctx, self.members, self.debts, self._can_send, self._owe)
+        self.shedding = Shedding(ctx, self.members, self.debts, self.receiving, self._tell)
+        self.sweeping = Sweeping(
+            *(ctx, self.members, self.debts, self.retention, self.receiving),
+            *(self.pins, self.repair, self.shedding),
+        )
         self.sending.start_from(boot * TRANSFERS_PER_BOOT)
         self.receiving.start_from(boot * TRANSFERS_PER_BOOT)
         self._leaving: e.Flush | None = None
         self._flushes: list[e.Flush] = []
         self._exited = False
         self._unrestored: list[Entry] = []  # at most what the WAL holds
-        self._sweeping = 0  # the operation number of the running sweep, 0 when none runs
-        self._sweep_op = 0
-        self._sweep_due_ms = 0
         self._heal_due_ms = 0
         self._healing = False
         self._handlers: dict[type, Callable[[Any], None]] = {
@@ -92,7 +94,8 @@ class Replica:
             e.DiskChanged: self._disk_changed,
             e.FleetChanged: self._fleet_changed,
             e.Timer: lambda event: self.members.wake() if event.token == WAKE else self._tick(),
-            e.Scanned: self._scanned,
+            e.Scanned: self.sweeping.scanned,
+            e.HeldChecked: self.shedding.checked,
             e.Flush: self._flush,
         }
 
@@ -108,6 +111,8 @@ class Replica:
             m.Take: self.sending.taken,
             m.Receipt: self._receipted,
             m.Ask: self.sending.asked,
+            m.Confirm: self.shedding.asked,
+            m.Confirmed: self.shedding.confirmed,
             **dict.fromkeys(get_args(SwimMessage), self.members.received),
         }
 
@@ -135,14 +140,15 @@ class Replica:
         for entry in event.pending:
             self.ctx.clock.restate(min(entry.record.hlc, event.last_hlc) or entry.record.hlc)
             self._restore(entry)
-        self._sweep_due_ms = self.ctx.now_ms + SWEEP_FIRST_MS
+        self.sweeping.boot()
+        self.shedding.boot()
         self.ctx.emit(SetTimer("tick", self.ctx.now_ms + TICK_MS))
 
     def _restore(self, entry: Entry) -> None:
         """An artifact accepted in an earlier life and not released: its row may be lost, its promise is not."""
         record = entry.record
         kept = not isinstance(entry.source, Referenced)
-        if self.retention.beyond(record):
+        if self.retention.beyond(record, by_age=False):
             self.ctx.emit(Release((record,)))
             return
         known = self.ctx.catalogue.record(record.key) is not None
@@ -180,14 +186,16 @@ class Replica:
         self.retention.tick()
         self.comparing.tick()
         self._state_debt()
-        self._sweep_if_due()
+        self.repair.pump()
+        self.shedding.tick()
+        self.sweeping.tick()
         self._heal()
         self._restore_the_rest()
         self._leave_if_done()
 
     def _state_debt(self) -> None:
-        own = self.debts.own_open()
-        self.members.state(at_risk_count=len(own), at_risk_bytes=sum(debt.record.size for debt in own))
+        own = [*(debt.record for debt in self.debts.own_open()), *self.repair.own_waiting()]
+        self.members.state(at_risk_count=len(own), at_risk_bytes=sum(record.size for record in own))
         batch = self.members.restatement()
         if batch is not None:
             self.ctx.commit(batch, lambda: self.spreading.tell(batch.rows), lambda error: self.members.untold(batch))
@@ -213,7 +221,10 @@ class Replica:
         self._refetch(rows)
 
     def _withdrawn(self, event: e.Withdrawn) -> None:
+        removed = self.accepting.removed_names(event) if event.removed else []
         self.accepting.withdrawn(event)
+        for name in removed:
+            self.accepting.remove(e.Remove(0, name))
         if event.damaged:
             for record in self.ctx.catalogue.sharers(event.place.digest):
                 if record.state is State.LIVE:
@@ -334,11 +345,15 @@ class Replica:
             capacity_bytes=event.capacity_bytes,
             used_bytes=event.used_bytes,
         )
+        if self.shedding.room(event.excess_bytes):
+            self.sweeping.hurry(self.ctx.now_ms)
         self._state_debt()
 
     def _fleet_changed(self, event: e.FleetChanged) -> None:
         self.ctx.change_fleet(event.fleet)
         self.members.fleet_changed()
+        self.shedding.stirred()
+        self.sweeping.hurry(self.ctx.now_ms)
         self.debts.recount()
         self._state_debt()
 
@@ -369,7 +384,9 @@ class Replica:
         for node in changes:
             if not self.members.is_alive(node):
                 self.sending.session_down(node)
+                self.sweeping.lost(node)
         if changes:
+            self.shedding.stirred()
             self.debts.recount()
             self.sending.replan_all()
         if self.members.twin is not None and not self._exited:
@@ -394,74 +411,15 @@ class Replica:
     def _want(self, event: e.Want) -> None:
         self.receiving.fetch_for_user(event.request, event.record)
 
-    # --- the sweep: what events missed ---
-
-    def _sweep_if_due(self) -> None:
-        if self._sweeping or self.ctx.now_ms < self._sweep_due_ms:
-            return
-        self._sweep_op += 1
-        self._sweeping = self._sweep_op
-        self.ctx.emit(Scan(self._sweep_op, START, SWEEP_PAGE))
-
-    def _scanned(self, event: e.Scanned) -> None:
-        if event.op != self._sweeping:
-            return
-        before = ""
-        for record, holdings in event.page:
-            if record.name == before or record.state is not State.LIVE:
-                self.retention.committed(record)  # a name of several versions: one may be too many
-            before = record.name
-            self.pins.heard(record)
-            if not self._in_order(record, holdings):
-                self._examine(record)
-        if event.last or not event.page:
-            self._sweeping = 0
-            self.pins.seen_all()
-            self._sweep_due_ms = self.ctx.now_ms + int(self.ctx.routing.auto_sync_interval_seconds * 1000)
-            return
-        self.ctx.emit(Scan(event.op, event.page[-1][0].key, SWEEP_PAGE))
-
-    def _examine(self, record: Record) -> None:
-        """One committed record: is it owed, wanted here, or left with too few copies by a dead origin?"""
-        if record.state is not State.LIVE or record.kind == RESERVED_KIND:
-            return
-        if self.retention.has_dropped(record) or self.retention.beyond(record):
-            return
-        if record.key in self.debts.open or self.debts.enough(record, 0, 0):
-            self.receiving.consider(record)
-        elif self._can_send(record) and (record.origin == self.ctx.node or self._repairs(record)):
-            self._owe(record)
-        else:
-            self.receiving.consider(record)
-
-    def _in_order(self, record: Record, holdings: tuple[Holding, ...]) -> bool:
-        """The common case, told from the page alone: it is durable, not owed, and lies in our store or need not."""
-        if record.key in self.debts.open or not self.debts.durable_by(record, holdings):
-            return False
-        return any(holding.store == self.ctx.store for holding in holdings) or not self.receiving.policy.wants(record)
-
     def _can_send(self, record: Record) -> bool:
         return self.ctx.holds(record.digest) or bool(self.ctx.catalogue.places(record.digest))
-
-    def _repairs(self, record: Record) -> bool:
-        """The origin is away for long, or there without the bytes: of the live holders, the first in name order makes
-        the missing copies."""
-        if self.members.gone_ms(record.origin) < REPAIR_GRACE_MS and not self._abandoned(record):
-            return False
-        holders = [h.node for h in self.ctx.catalogue.holdings(record.digest) if self.members.is_alive(h.node)]
-        return bool(holders) and min(holders) == self.ctx.node
-
-    def _abandoned(self, record: Record) -> bool:
-        """Its origin has had time to send it and states no copy: it may have lost its file since. A stamp from the
-        future does not tell how much time: there a copy too many is offered rather than one too few."""
-        if abs(self.ctx.now_ms - stamp_ms(record.hlc)) < REPAIR_GRACE_MS:
-            return False
-        return not any(h.node == record.origin for h in self.ctx.catalogue.holdings(record.digest))
 
     # --- flushing and leaving ---
 
     def _flush(self, event: e.Flush) -> None:
         """Push what is at risk now; with `leave`, this is the last thing this node does."""
+        for record in self.repair.take_own():
+            self._owe(record)
         if event.leave:
             self._leaving = event
             self.accepting.stopping = self.receiving.stopping = True

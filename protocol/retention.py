@@ -1,9 +1,10 @@
 """Which versions a name keeps, and what becomes of the bytes of those it does not.
 
 By rule, without tombstones: a version is dropped once at least `versions` newer ones of its name exist and the newest
-of all is durable. A tombstone drops every version below it, and goes itself after 120 days: by then whoever has not
-heard of it has lost its certificate, and joins anew without its rows. Each node applies the rule to what it has
-committed, so that all end with the same rows; bytes go only when no kept record shares their digest.
+of all is durable; and once it is older than `expire_after`, however few there are. A tombstone drops every version
+below it, and goes itself after 120 days: by then whoever has not heard of it has lost its certificate, and joins anew
+without its rows. Each node applies the rule to what it has committed, so that all end with the same rows; bytes go only
+when no kept record shares their digest.
 
 A file whose version has been dropped looks like a user's new one. So nothing is dropped while its bytes take their
 name, nor after a start before the root was read: a crash may have come between a rename and its commit.
@@ -19,7 +20,7 @@ from protocol.debts import Debts
 from protocol.effects import Release, Unlink
 from protocol.fleet import RESERVED_KIND
 from protocol.membership import Membership
-from protocol.names import publication_path, publishable
+from protocol.names import PEERS_FOLDER, publication_path, publishable
 from protocol.values import Batch, Digest, Place, Record, RecordKey, Rows, State
 
 TOMBSTONE_MS = 120 * 24 * 3600 * 1000  # tombstones outlive every certificate (at most 90 days)
@@ -49,8 +50,10 @@ class Retention:
         """A record was committed: its name may now have a version too many."""
         self._names[record.name] = None
 
-    def beyond(self, record: Record, versions: list[Record] | None = None) -> bool:
+    def beyond(self, record: Record, versions: list[Record] | None = None, by_age: bool = True) -> bool:
         """Whether the rule has dropped (or would drop) this record: then hearing of it again changes nothing."""
+        if by_age and self._is_aged(record):
+            return True
         if versions is None:
             versions = self.ctx.versions(record.name)
         if not versions:
@@ -69,7 +72,7 @@ class Retention:
         for name in names:
             del self._names[name]
             versions = list(self.ctx.catalogue.versions(name))
-            if len(versions) <= 1 and not any(map(self._outlived, versions)):  # the common case: nothing ranks below it
+            if len(versions) <= 1 and not any(self._outlived(v) or self._is_aged(v) for v in versions):  # the common case
                 if versions and versions[0].state is State.DELETED:
                     self._remove_left_over(versions[0])
                 continue
@@ -85,7 +88,18 @@ class Retention:
         kind = self.ctx.kind(name)
         return left > (kind.versions if kind else 1)
 
+    def _is_aged(self, version: Record) -> bool:
+        """Whether it goes for its age: not while the nodes go by different hosts files, nor while it is at risk here,
+        for what was accepted and is nowhere else yet is dropped by nobody but its user."""
+        if version.state is not State.LIVE or not self.ctx.expired(version) or not self.members.policies_agree():
+            return False
+        return not any(debt.own for debt in self.debts.of(version.digest))
+
     def _to_drop(self, versions: list[Record]) -> list[Record]:
+        aged = [version for version in versions if self._is_aged(version)]
+        return aged + self._too_many([version for version in versions if version not in aged] if aged else versions)
+
+    def _too_many(self, versions: list[Record]) -> list[Record]:
         ranked = sorted({v.key: v for v in versions}.values(), key=lambda v: v.order, reverse=True)
         for index, version in enumerate(ranked):
             if version.state is State.DELETED:
@@ -168,5 +182,7 @@ class Retention:
         return any(h.node == self.ctx.node for h in self.ctx.catalogue.holdings(digest))
 
     def _published_by_us(self, place: Place, versions: list[Record]) -> bool:
-        """Superseded versions give up their private copies only; an explicit delete also removes the named file."""
-        return bool(versions) and versions[0].state is State.DELETED
+        """Versions that go give up what we made of them, and never a user's own file; but an explicit delete means that
+        one too."""
+        ours = place.published or place.path.startswith(f"{PEERS_FOLDER}/")
+        return ours or (bool(versions) and versions[0].state is State.DELETED)

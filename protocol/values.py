@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 NodeId = str
@@ -154,6 +154,7 @@ class Place:
     size: int
     mtime_ns: int
     private: bool = False
+    published: bool = field(default=False, compare=False)  # we put it there for others: no user's own file
 
 
 @dataclass(frozen=True, slots=True)

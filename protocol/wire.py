@@ -36,6 +36,7 @@ from protocol.fingerprints import PREFIXES
 from protocol.values import (
     DIGEST_BYTES,
     STORE_BYTES,
+    Digest,
     Holding,
     Member,
     Parcel,
@@ -246,8 +247,11 @@ def _unpack_receipt(f: Packed) -> m.Receipt:
 
 
 def _unpack_ask(f: Packed) -> m.Ask:
-    digests = tuple(as_bytes(d, DIGEST_BYTES, "digest") for d in as_list(f[1], PARCELS_MAX, "digests"))
-    return m.Ask(as_int(f[0], SEQ_MAX, "transfer"), digests)
+    return m.Ask(as_int(f[0], SEQ_MAX, "transfer"), _digests(f[1]))
+
+
+def _digests(rows: object) -> tuple[Digest, ...]:
+    return tuple(as_bytes(d, DIGEST_BYTES, "digest") for d in as_list(rows, PARCELS_MAX, "digests"))
 
 
 # type number -> (class, count of known fields, fields from message, message from fields)
@@ -282,6 +286,15 @@ _TABLE: dict[int, tuple[type, int, Pack, Unpack]] = {
     10: (m.Lacking, 1, lambda x: [list(x.fingerprints)], lambda f: m.Lacking(_fingerprints(f[0]))),
     11: (m.Prints, 3, lambda x: [x.first, x.end, list(x.fingerprints)], _unpack_prints),
     8: (m.Goodbye, 1, lambda x: [_clip(x.why)], lambda f: m.Goodbye(as_text(f[0], SENTENCE_CHARS_MAX, "reason"))),
+}
+_TABLE |= {
+    33: (m.Confirm, 1, lambda x: [list(x.digests)], lambda f: m.Confirm(_digests(f[0]))),
+    34: (
+        m.Confirmed,
+        2,
+        lambda x: [list(x.asked), list(x.held)],
+        lambda f: m.Confirmed(_digests(f[0]), _digests(f[1])),
+    ),
 }
 _TABLE |= CLAIMS_TABLE
 _NUMBERS = {row[0]: number for number, row in _TABLE.items()}

@@ -56,6 +56,7 @@ class SimDepot:
         self.on_trouble: Callable[[str], None] = lambda knob: None
         self.recorded: Callable[[str, int], bool] = lambda path, inode: False  # by another member of the NFS group
         self.accepting = True
+        self.emergency = False
         self._reserved: dict[tuple[NodeId, int], list[Digest]] = {}
         self._remembered: dict[str, Place] = {}  # published or kept in this life, perhaps not committed yet
 
@@ -76,6 +77,17 @@ class SimDepot:
         slack = 0 if self.accepting else int(self.store.capacity_bytes * HYSTERESIS_PERCENT / 100)
         self.accepting = self.store.used_bytes() + slack < self.cap_bytes() and self.local_room()
         return self.accepting
+
+    def excess_bytes(self) -> int:
+        """What must go to end an emergency, as the agent's `Room` says it."""
+        percent = max(self.routing.emergency_disk_percent, self.routing.disk_cap_percent + HYSTERESIS_PERCENT)
+        used, capacity = self.store.used_bytes(), self.store.capacity_bytes
+        stop = self.routing.min_free_bytes
+        begins = used * 100 > capacity * percent or capacity - used < stop
+        over = used - int(capacity * (percent - HYSTERESIS_PERCENT) / 100)
+        excess = max(0, over, stop + stop // 8 - (capacity - used))
+        self.emergency = bool(excess) and (begins or self.emergency)
+        return excess if self.emergency else 0
 
     def _has_trouble(self, knob: str) -> bool:
         bites = self.random.random() < self.trouble

@@ -13,7 +13,7 @@ from typing import Any
 
 from protocol import effects as f
 from protocol.effects import Entry
-from protocol.events import Boot, DiskChanged, Event, Published, Reserved, Scanned, Timer, Withdrawn
+from protocol.events import Boot, DiskChanged, Event, HeldChecked, Published, Reserved, Scanned, Timer, Withdrawn
 from protocol.messages import Hello, Lacking, Message, RowsMessage
 from protocol.replica import Replica
 from protocol.spreading import pages
@@ -243,6 +243,7 @@ class SimNode:
             f.Unreserve: self._unreserve,
             f.Publish: self._publish,
             f.Unlink: self._unlink,
+            f.CheckHeld: self._check_held,
             f.SetTimer: self._set_timer,
             f.Answer: self._answer,
             f.Scan: self._scan,
@@ -335,6 +336,13 @@ class SimNode:
             if not place.private and place.path not in self.store.files:
                 self.later(0, self.handle, Withdrawn(place, "it was removed with the last version that needed it"))
 
+    def _check_held(self, effect: f.CheckHeld) -> None:
+        self.later(between(self.random, 0, RESERVE_MS), self._held_checked, effect)
+
+    def _held_checked(self, effect: f.CheckHeld) -> None:
+        held = tuple(digest for digest in effect.stays if self.reads(digest))
+        self.handle(HeldChecked(effect.peer, effect.asked, held))
+
     def _set_timer(self, effect: f.SetTimer) -> None:
         self._timers[effect.token] = effect.at_ms
         self.later(effect.at_ms - self.clock_ms(), self._fire, effect)
@@ -368,12 +376,12 @@ class SimNode:
 
     def _look_at_room(self) -> None:
         now = self.around.schedule.now_ms
-        room = (self.depot.look(), self.depot.local_room())
-        if room != self._told_room or now - self._told_room_ms >= ROOM_TOLD_MS:
+        room, excess = (self.depot.look(), self.depot.local_room()), self.depot.excess_bytes()
+        if excess or room != self._told_room or now - self._told_room_ms >= ROOM_TOLD_MS:
             if self._told_room is not None and not room[0]:
                 self.bite("cap_reached")
             self._told_room, self._told_room_ms = room, now
-            self.handle(DiskChanged(*room, self.store.capacity_bytes, self.store.used_bytes()))
+            self.handle(DiskChanged(*room, self.store.capacity_bytes, self.store.used_bytes(), excess))
         self.later(ROOM_MS, self._look_at_room)
 
     def reads(self, digest: Digest) -> bool:

@@ -293,6 +293,20 @@ class Oracle:
             here = any(path != place.path for path in store.paths_of(place.digest))
             if not here and not self.elsewhere(place.digest, store) and self.required(place.digest):
                 self.violation(f"{node} removed the last copy of {_short(place.digest)} ({place.path})")
+            elif not here:
+                self._giving_up(node, store, place.digest)
+
+    def _giving_up(self, node: NodeId, store: StoreDisk, digest: Digest) -> None:
+        """A copy made for others goes only while enough other disks have one; unless one of those was just taken away
+        by a user or with its machine, which nobody can have known."""
+        taken = [s for s in self._distinct if digest in s.by_user or (s.gone and digest in s.held_since)]
+        for record in self.required(digest) if not taken else ():
+            if record.origin == node or self.fleet.host(node).excluded:
+                continue
+            own = self.stores[record.origin].store
+            left = [s for s in self._distinct if s is not store and s.store != own and s.holds(digest)]
+            if len(left) < self.needed(record):
+                self.violation(f"{node} gave up its copy of {record.name} while only {len(left)} others have one")
 
     def required(self, digest: Digest) -> list[Record]:
         """The accepted records with these bytes that no rule lets go."""

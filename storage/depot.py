@@ -100,6 +100,17 @@ class Depot:
         content = self._lookups.inline_of(digest)
         return None if content is None else InlineBlob(content)
 
+    def held_among(self, digests: Sequence[Digest]) -> tuple[Digest, ...]:
+        """Those whose file is there and looks as it did; what cannot be looked at is not among them."""
+        held = []
+        for digest in digests:
+            with suppress(StoreError):
+                blob = self.open_blob(digest)
+                if blob is not None:
+                    blob.close()
+                    held.append(digest)
+        return tuple(held)
+
     def open_staged(self, record: Record) -> Blob | None:
         """Verified bytes that stand in staging without being held: what `spore get` fetched. None when they do not."""
         if not self._staging.here(record):
@@ -229,7 +240,9 @@ class Depot:
 
     def publish(self, items: Sequence[Publication]) -> Outcome:
         """Give verified bytes their final names, durably. See publication.py for the rules."""
-        return self._publisher.publish(items)
+        outcome = self._publisher.publish(items)
+        self.room.published(sum(r.size for r, _ in outcome.done if r.origin != self.store.node))
+        return outcome
 
     # What is accepted
 

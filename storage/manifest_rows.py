@@ -15,10 +15,11 @@ MEMBER_COLUMNS = (
     "node, seq, address, role, provider, domain, store, ephemeral, excluded, accepting, presence, "
     "capacity_bytes, used_bytes, at_risk_count, at_risk_bytes, policy_hash"
 )
-PLACE_COLUMNS = "path, digest, device, inode, size, mtime_ns, private"
+PLACE_COLUMNS = "path, digest, device, inode, size, mtime_ns, private, published"
 RECORD_WIDTH = 10
 HOLDING_WIDTH = 5
 MEMBER_WIDTH = 16
+PLACE_WIDTH = 8
 
 _STATES = tuple(State)  # an index is ten times as fast as the enumeration's own look-up
 _SIGNED_MAX = 1 << 63
@@ -106,12 +107,14 @@ def member_of(row: Row) -> Member:
 
 def place_row(place: Place) -> Row:
     device, inode = _signed(place.device), _signed(place.inode)
-    return (place.path, place.digest, device, inode, place.size, place.mtime_ns, int(place.private))
+    private, published = int(place.private), int(place.published)
+    return (place.path, place.digest, device, inode, place.size, place.mtime_ns, private, published)
 
 
 def place_of(row: Row) -> Place:
-    path, digest, device, inode, size, mtime_ns, private = row
-    return Place(path, digest, device % _UNSIGNED_SPAN, inode % _UNSIGNED_SPAN, size, mtime_ns, bool(private))
+    path, digest, device, inode, size, mtime_ns, private, published = row
+    device, inode = device % _UNSIGNED_SPAN, inode % _UNSIGNED_SPAN
+    return Place(path, digest, device, inode, size, mtime_ns, bool(private), bool(published))
 
 
 def _signed(number: int) -> int:

@@ -82,7 +82,16 @@ CREATE INDEX records_gone ON records (state) WHERE state <> 0;
 DELETE FROM facts WHERE key = 'fold';
 """
 
-MIGRATIONS: tuple[str, ...] = (_FIRST, _SKETCH)
+# What we published for others may go again, a user's own file may not: of older rows nobody can tell, so they stay.
+# The index answers `age`: the newest version below each kind and first folder (or origin), without reading the others.
+_POLICY = """
+ALTER TABLE places ADD COLUMN published INTEGER NOT NULL DEFAULT 0 CHECK (published IN (0, 1));
+CREATE INDEX records_by_age ON records (
+    substr(name, 1, instr(name, '/') + max(instr(substr(name, instr(name, '/') + 1), '/') - 1, -1)), hlc
+) WHERE state = 0;
+"""
+
+MIGRATIONS: tuple[str, ...] = (_FIRST, _SKETCH, _POLICY)
 
 
 class SchemaTooNew(Exception):

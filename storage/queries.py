@@ -60,6 +60,10 @@ _HOLDERS = (
 )
 _KINDS = "SELECT kind, artifacts, bytes FROM totals WHERE artifacts > 0 ORDER BY kind"
 _HELD = "SELECT count(*), coalesce(sum(size), 0) FROM (SELECT max(size) AS size FROM places GROUP BY digest)"
+_HELD_FOR_OTHERS = (
+    "SELECT coalesce(sum(size), 0) FROM (SELECT max(p.size) AS size FROM places AS p WHERE NOT EXISTS "
+    "(SELECT 1 FROM records AS r WHERE r.digest = p.digest AND r.state = 0 AND r.origin = ?) GROUP BY p.digest)"
+)
 
 
 class QueryRefused(ValueError):
@@ -156,6 +160,10 @@ class Queries:
         """(distinct digests, their bytes) that lie in our own store."""
         count, size_bytes = (await self._rows(_HELD))[0]
         return int(count), int(size_bytes)
+
+    async def held_for_others(self, node: NodeId) -> int:
+        """Bytes in our own store of artifacts that none of ours shares; each digest once."""
+        return int((await self._rows(_HELD_FOR_OTHERS, (node,)))[0][0])
 
     async def count_places(self) -> tuple[int, int]:
         """(files, bytes) of our own store, as `places` lists them."""

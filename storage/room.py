@@ -20,6 +20,7 @@ from storage.refusals import NoRoom
 
 RESUME_POINTS = 2.0  # stop and resume apart by this much of the disk, so that one deletion does not flap the bit
 RESUME_SHARE = 8  # local acceptance resumes an eighth of `min_free_bytes` above where it stopped
+DEFAULTS = Routing()  # of every threshold: stated once, in `protocol.fleet`
 BLOCK_BYTES = 4096  # a file takes whole blocks; many small ones would otherwise be counted at a fraction
 
 
@@ -43,18 +44,19 @@ class DiskUsage:
 class RoomLimits:
     """The thresholds, each from one key of the hosts file; `max_bytes` (None: none) bounds what is held for others."""
 
-    max_disk_usage_percent: float = 70.0
-    min_free_disk_percent: float = 30.0
-    min_free_bytes: int = 1 << 30
-    max_bytes: int | None = None
+    cap_percent: float = DEFAULTS.disk_cap_percent
+    min_free_bytes: int = DEFAULTS.min_free_bytes
+    max_bytes: int | None = DEFAULTS.max_bytes
+    emergency_disk_percent: float = DEFAULTS.emergency_disk_percent
 
     @property
-    def cap_percent(self) -> float:
-        return min(self.max_disk_usage_percent, 100.0 - self.min_free_disk_percent)
+    def emergency_percent(self) -> float:
+        """Never below the cap, which holds without anything having to go; and apart from it by the hysteresis."""
+        return max(self.emergency_disk_percent, self.cap_percent + RESUME_POINTS)
 
     @classmethod
-    def of(cls, routing: Routing, max_bytes: int | None = None) -> RoomLimits:
-        return cls(routing.max_disk_usage_percent, routing.min_free_disk_percent, routing.min_free_bytes, max_bytes)
+    def of(cls, routing: Routing) -> RoomLimits:
+        return cls(routing.disk_cap_percent, routing.min_free_bytes, routing.max_bytes, routing.emergency_disk_percent)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +70,9 @@ class RoomState:
     capacity_bytes: int
     used_bytes: int
     reserved_bytes: int
+    held_bytes: int = 0  # for others, by us
+    max_bytes: int | None = None
+    excess_bytes: int = 0  # must go to end an emergency; 0 when there is none
 
 
 @dataclass(slots=True)
@@ -109,6 +114,8 @@ class Room:
         self._reserved_bytes = 0
         self._accepting = True
         self._local = True
+        self._emergency = False
+        self._held_since = 0  # published for others since `held_bytes` was counted
 
     def set_limits(self, limits: RoomLimits) -> None:
         with self._lock:
@@ -127,6 +134,9 @@ class Room:
                 seen.total_bytes,
                 seen.used_bytes,
                 self._pending_bytes,
+                self._held_bytes() + self._held_since,
+                self._limits.max_bytes,
+                self._excess_bytes(usage),
             )
 
     def reserve(self, transfer: int, digest: Digest, size_bytes: int) -> str:
@@ -172,6 +182,20 @@ class Room:
                         del self._reservations[each]
                         self._pending_bytes -= known.pending_bytes
                         self._reserved_bytes -= known.size_bytes
+
+    def published(self, size_bytes: int) -> None:
+        """Bytes for others have their final place: they count as held, though nobody has counted them anew yet."""
+        with self._lock:
+            self._held_since += size_bytes
+
+    def counted_anew(self, published_before: int) -> None:
+        """`held_bytes` says something new, with what was published until then: `published_since` at that time."""
+        with self._lock:
+            self._held_since -= published_before
+
+    def published_since(self) -> int:
+        with self._lock:
+            return self._held_since
 
     def is_reserved(self, digest: Digest) -> bool:
         with self._lock:
@@ -220,9 +244,24 @@ class Room:
         self._local = free_bytes >= (stop_bytes if self._local else resume_bytes)
         self._accepting = self._accepting and self._local and not self._over_max_bytes()
 
+    def _excess_bytes(self, usage: DiskUsage | None) -> int:
+        """What must go: down to the hysteresis below the emergency, or above `min_free_bytes`. A disk that cannot be
+        measured is no emergency: nothing goes for want of knowledge."""
+        if usage is None:
+            self._emergency = False
+            return 0
+        stop_bytes = self._limits.min_free_bytes
+        begins = usage.used_percent > self._limits.emergency_percent or usage.available_bytes < stop_bytes
+        share = self._limits.emergency_percent - RESUME_POINTS
+        over_bytes = usage.used_bytes - int(usage.total_bytes * share / 100.0)
+        short_bytes = stop_bytes + stop_bytes // RESUME_SHARE - usage.available_bytes
+        excess_bytes = max(0, over_bytes, short_bytes)
+        self._emergency = bool(excess_bytes) and (begins or self._emergency)
+        return excess_bytes if self._emergency else 0
+
     def _over_max_bytes(self) -> bool:
         max_bytes = self._limits.max_bytes
         return max_bytes is not None and self._held_and_reserved_bytes() >= max_bytes
 
     def _held_and_reserved_bytes(self) -> int:
-        return self._held_bytes() + self._reserved_bytes
+        return self._held_bytes() + self._held_since + self._reserved_bytes

@@ -21,6 +21,7 @@ from storage.manifest_rows import (
     MEMBER_COLUMNS,
     MEMBER_WIDTH,
     PLACE_COLUMNS,
+    PLACE_WIDTH,
     RECORD_COLUMNS,
     RECORD_WIDTH,
     Row,
@@ -56,7 +57,7 @@ _PUT_MEMBER = (
     f"{_replaced(MEMBER_COLUMNS, ('node',))} WHERE excluded.seq > members.seq"
 )
 _PUT_PLACE = (
-    f"INSERT INTO places ({PLACE_COLUMNS}) VALUES ({_marks(7)}) ON CONFLICT DO UPDATE SET "
+    f"INSERT INTO places ({PLACE_COLUMNS}) VALUES ({_marks(PLACE_WIDTH)}) ON CONFLICT DO UPDATE SET "
     f"{_replaced(PLACE_COLUMNS, ('path',))}"
 )
 

@@ -490,7 +490,7 @@ def test_json_has_the_stable_fields(agent: Agent, words: list[str]) -> None:
         assert set(found["holders"][0]) == {"node", "store", "domain", "state", "verified_at"}
     if words[0] == "status":
         assert set(found["at_risk"]) == {"artifacts", "bytes"}
-        assert set(found["disk"]) == {"used_percent", "cap_percent", "accepting"}
+        assert {"used_percent", "cap_percent", "accepting"} <= set(found["disk"])
         assert set(found["members"]) == {"alive", "suspect", "down"}
 
 

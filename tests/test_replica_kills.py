@@ -3,8 +3,8 @@
 from protocol import effects as f
 from protocol import events as e
 from protocol import messages as m
-from protocol.replica import SWEEP_FIRST_MS
 from protocol.retention import ROOT_KNOWN_MS_MAX
+from protocol.sweeping import FIRST_MS
 from protocol.values import Record
 from tests.replicas import NOW, Bench, holding, only, place, private, record, sent
 
@@ -35,7 +35,7 @@ def test_a_version_is_not_dropped_between_its_row_and_the_news_of_it() -> None:
 def test_a_version_that_a_sweep_read_before_it_was_dropped_is_not_owed_afterwards() -> None:
     alpha = Bench().boot().connect("beta", "gamma")
     versions = [alpha.accepted(NAME, number) for number in range(1, 5)]
-    (scan,) = only(alpha.tick(SWEEP_FIRST_MS), f.Scan)
+    (scan,) = only(alpha.tick(FIRST_MS), f.Scan)
     page = [(version, ()) for version in versions]
     for peer in ("beta", "gamma"):
         alpha.receipt(peer, versions[-1])
@@ -140,7 +140,7 @@ def test_a_stamp_from_the_future_does_not_keep_others_from_repairing() -> None:
     """Its origin, whose clock was ahead, has lost the file: the first holder makes the missing copy."""
     ahead = record(NAME, 5, origin="gamma", at_ms=NOW + 600_000)
     alpha = Bench().boot().connect("beta", "gamma").has(ahead, holding("alpha", 5), places=[private(5)])
-    (scan,) = only(alpha.tick(SWEEP_FIRST_MS), f.Scan)
+    (scan,) = only(alpha.tick(FIRST_MS), f.Scan)
     out = alpha.done(e.Scanned(scan.op, ((ahead, (holding("alpha", 5),)),), last=True))
     assert [peer for peer, _ in sent(out, m.Offer)] == ["beta"]
 
@@ -154,7 +154,7 @@ def test_a_deleted_file_stays_known_until_it_is_gone_and_is_removed_again_after_
     alpha.tick()
     assert alpha.catalogue.place(named.path) == named
     again = Bench().has(*alpha.catalogue.versions(NAME), places=[named]).boot()
-    (scan,) = only(again.tick(SWEEP_FIRST_MS), f.Scan)
+    (scan,) = only(again.tick(FIRST_MS), f.Scan)
     again.done(e.Scanned(scan.op, tuple((version, ()) for version in again.catalogue.versions(NAME)), last=True))
     assert f.Unlink((named,)) in again.tick()
     again.done(e.Withdrawn(named, "it was removed"))

@@ -11,7 +11,6 @@ from protocol import messages as m
 from protocol.debts import Debt
 from protocol.fleet import Bandwidth, Host, Kind, Routing
 from protocol.membership import REPAIR_GRACE_MS
-from protocol.replica import SWEEP_FIRST_MS
 from protocol.sending import (
     ASKED_PER_PEER,
     BATCH_COUNT,
@@ -22,6 +21,7 @@ from protocol.sending import (
     SMALL_BYTES,
     TAKE_MS_MAX,
 )
+from protocol.sweeping import FIRST_MS
 from protocol.values import Holding, Parcel, Record, Stripe
 from tests.replicas import Bench, digest, fleet, holding, member, only, place, private, record, sent, store_of
 
@@ -422,7 +422,7 @@ def test_copies_of_nodes_that_left_are_made_anew_at_the_next_sweep() -> None:
         alpha.receipt(peer, made)
     for peer in targets:
         alpha.hears(peer, m.Goodbye("nothing at risk"))
-    alpha.now_ms += SWEEP_FIRST_MS
+    alpha.now_ms += FIRST_MS
     assert sorted(swept(alpha, made)) == sorted({"beta", "gamma", "delta", "epsilon"} - set(targets))
 
 

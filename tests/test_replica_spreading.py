@@ -12,8 +12,8 @@ from protocol import messages as m
 from protocol.clock import COUNTER_BITS, FUTURE_MS_MAX
 from protocol.fleet import Host, Routing
 from protocol.membership import DIAL_MS_MAX, REPAIR_GRACE_MS, RESTATE_MS_MIN
-from protocol.replica import SWEEP_FIRST_MS, SWEEP_PAGE
 from protocol.spreading import PAGE_ROWS
+from protocol.sweeping import FIRST_MS, PAGE
 from protocol.values import NO_DIGEST, Batch, Member, Presence, Record, Rows, State
 from tests.replicas import (
     NAMES,
@@ -416,15 +416,15 @@ def test_stamps_of_this_life_are_above_those_of_the_last_one() -> None:
 
 def sweep(alpha: Bench, *page: Record) -> list[f.Effect]:
     """The first sweep finds these records."""
-    (scan,) = only(alpha.tick(SWEEP_FIRST_MS), f.Scan)
-    assert (scan.after, scan.limit) == (("", 0, ""), SWEEP_PAGE)
+    (scan,) = only(alpha.tick(FIRST_MS), f.Scan)
+    assert (scan.after, scan.limit) == (("", 0, ""), PAGE)
     return alpha.done(e.Scanned(scan.op, tuple((r, alpha.catalogue.holdings(r.digest)) for r in page), last=True))
 
 
 def test_the_sweep_reads_page_after_page_and_rests_until_the_next_interval() -> None:
     alpha = ready()
     pages = [record(f"npz/{number}", number + 10) for number in range(2)]
-    (scan,) = only(alpha.tick(SWEEP_FIRST_MS), f.Scan)
+    (scan,) = only(alpha.tick(FIRST_MS), f.Scan)
     (following,) = only(alpha.handle(e.Scanned(scan.op, ((pages[0], ()),), last=False)), f.Scan)
     assert following.after == pages[0].key
     assert only(alpha.handle(e.Scanned(scan.op, ((pages[1], ()),), last=True)), f.Scan) == []
@@ -443,9 +443,7 @@ def test_the_sweep_owes_what_has_too_few_copies_and_is_ours() -> None:
     assert [peer for peer, _ in sent(sweep(alpha, made), m.Offer)] == ["beta", "gamma"]
 
 
-@pytest.mark.parametrize(
-    ("away_ms", "repairs"), [(REPAIR_GRACE_MS - SWEEP_FIRST_MS - 1, False), (REPAIR_GRACE_MS, True)]
-)
+@pytest.mark.parametrize(("away_ms", "repairs"), [(REPAIR_GRACE_MS - FIRST_MS - 1, False), (REPAIR_GRACE_MS, True)])
 def test_the_first_live_holder_repairs_what_an_origin_left_that_is_long_gone(away_ms: int, repairs: bool) -> None:
     made = record(NAME, 5, origin="zeta")
     alpha = ready("beta", "gamma", "zeta").has(made, holding("alpha", 5), holding("zeta", 5), places=[place("a", 5)])

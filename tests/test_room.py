@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from protocol.fleet import Routing
 from storage.files import FileLayer
@@ -27,7 +29,7 @@ class Disk:
 
 
 def _room(disk: Disk, **limits: object) -> Room:
-    chosen = {"max_disk_usage_percent": 70.0, "min_free_disk_percent": 30.0, "min_free_bytes": 0} | limits
+    chosen = {"cap_percent": 70.0, "min_free_bytes": 0} | limits
     return Room(RoomLimits(**chosen), disk)  # type: ignore[arg-type]
 
 
@@ -142,7 +144,7 @@ def test_the_limit_in_bytes_counts_what_is_held_and_what_is_reserved() -> None:
 
 def test_new_limits_count_at_once() -> None:
     room = _room(Disk(used=60))
-    room.set_limits(RoomLimits(max_disk_usage_percent=50, min_free_bytes=0))
+    room.set_limits(RoomLimits(cap_percent=50, min_free_bytes=0))
     assert room.reserve(1, A, K) != ""
 
 
@@ -158,3 +160,83 @@ def test_many_are_reserved_with_one_look_at_the_disk_and_each_counts_for_the_nex
     answers = room.reserve_many(1, [(A, K), (B, K + 1), (C, K)])
     assert [bool(refusal) for refusal in answers] == [False, True, False]
     assert len(looks) == 1
+
+
+# --- caps under any interleaving ---
+
+STEPS = st.lists(
+    st.tuples(
+        st.sampled_from(["reserve", "release", "publish", "count", "others"]), st.integers(1, 8), st.integers(1, 20)
+    ),
+    max_size=60,
+)
+
+
+@settings(deadline=None)
+@given(STEPS)
+def test_what_is_held_for_others_never_passes_a_cap_whatever_comes_between(steps: list[tuple[str, int, int]]) -> None:
+    """Reservations, publications, counts and other programs' writes in any order: our own share never makes it more."""
+    held: dict[bytes, int] = {}
+    counted = [0]
+    other = [0]
+
+    def used() -> int:
+        return sum(held.values()) + other[0]
+
+    def usage() -> DiskUsage:
+        return DiskUsage(used(), 100 * BLOCK_BYTES - used())
+
+    room = Room(RoomLimits(cap_percent=70, min_free_bytes=0, max_bytes=40 * BLOCK_BYTES), usage, lambda: counted[0])
+    reserved: dict[int, tuple[bytes, int]] = {}
+    for what, number, blocks in steps:
+        size = blocks * BLOCK_BYTES
+        digest = bytes([number]) * 32
+        if what == "reserve" and number not in reserved and digest not in held:
+            before = used() + sum(each for _, each in reserved.values())
+            if room.reserve(number, digest, size) == "":
+                reserved[number] = (digest, size)
+                assert before + size <= 70 * BLOCK_BYTES
+        elif what == "release" and number in reserved:
+            del reserved[number]
+            room.release(number)
+        elif what == "publish" and number in reserved:
+            held[digest] = reserved.pop(number)[1]
+            room.published(held[digest])
+            room.release(number)
+        elif what == "count":
+            before_count = room.published_since()
+            counted[0] = sum(held.values())
+            room.counted_anew(before_count)
+        elif what == "others":
+            other[0] = min(blocks, max(0, 99 - sum(held.values()) // BLOCK_BYTES)) * BLOCK_BYTES
+        assert sum(held.values()) <= 40 * BLOCK_BYTES
+
+
+# --- emergencies ---
+
+
+def test_an_emergency_begins_above_its_share_and_ends_below_the_hysteresis() -> None:
+    disk = Disk(used=89)
+    room = _room(disk)
+    assert room.state().excess_bytes == 0
+    disk.used = 91
+    assert room.state().excess_bytes == pytest.approx(3 * K, rel=0.01)
+    disk.used = 89
+    assert room.state().excess_bytes == pytest.approx(K, rel=0.01)
+    disk.used = 87.9
+    assert room.state().excess_bytes == 0
+    disk.used = 89
+    assert room.state().excess_bytes == 0
+
+
+def test_less_than_min_free_bytes_is_an_emergency_whatever_the_share() -> None:
+    assert _room(Disk(used=95), min_free_bytes=8 * K, cap_percent=99).state().excess_bytes == 4 * K
+
+
+def test_no_cap_makes_an_emergency_by_itself() -> None:
+    """What is held up to the cap is in order: nothing goes for it."""
+    assert _room(Disk(used=94), cap_percent=95, emergency_disk_percent=80).state().excess_bytes == 0
+
+
+def test_a_disk_that_cannot_be_measured_is_no_emergency() -> None:
+    assert Room(RoomLimits(), lambda: None).state().excess_bytes == 0

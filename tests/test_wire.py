@@ -65,12 +65,23 @@ MESSAGES: dict[str, m.Message] = {
     "take": m.Take(11, ("", m.BUSY), ((Stripe(2, 3), Stripe(9, 1)), ())),
     "receipt": m.Receipt(11, (HOLDING,), ((D2, "the disk is full"),)),
     "ask": m.Ask(12, (D1, D2)),
+    "confirm": m.Confirm((D1, D2)),
+    "confirmed": m.Confirmed((D1, D2), (D2,)),
     "goodbye": m.Goodbye("nothing at risk"),
 }
 
 # The bytes of the messages above. Nodes of two releases speak to each other for as long as these stay as they are: a
 # change here needs a new VERSION, unless it only adds fields at the end (see the charter of wire.py).
 FROZEN = {
+    "confirm": (
+        "93012192c4200101010101010101010101010101010101010101010101010101010101010101c42002020202020202020202"
+        "02020202020202020202020202020202020202020202"
+    ),
+    "confirmed": (
+        "94012292c4200101010101010101010101010101010101010101010101010101010101010101c42002020202020202020202"
+        "0202020202020202020202020202020202020202020291c42002020202020202020202020202020202020202020202020202"
+        "02020202020202"
+    ),
     "hello": (
         "980101a5666c656574dc0010a5616c706861ce00090000ad31302e302e302e353a37393436a8747261696e696e67a66e6562"
         "697573a96e65626975732f6575c41003030303030303030303030303030303c3c2c3010a141e28a6706f6c69637907920ccf"
