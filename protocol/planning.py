@@ -71,7 +71,7 @@ def plan(
 ) -> Plan:
     """The plan of one artifact. `origin_store` is that of the node that wrote it; its copy never counts."""
     known = {candidate.member.node: candidate for candidate in candidates}
-    can = [candidate.member for candidate in candidates if candidate.eligible]
+    can = [candidate.member for candidate in candidates if candidate.eligible and candidate.member.node != origin]
     seats = eligible(can, origin_store)
     around = pool(digest, seats, copies, 0, kind)
     first = targets(around.seats, copies, around.domains)

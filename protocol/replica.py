@@ -70,7 +70,11 @@ class Replica:
         self._unrestored: list[Entry] = []  # at most what the WAL holds
         self._heal_due_ms = 0
         self._healing = False
-        self._handlers: dict[type, Callable[[Any], None]] = {
+        self._handlers = self._handler_of_each_event()
+        self._readers = self._reader_of_each_message()
+
+    def _handler_of_each_event(self) -> dict[type, Callable[[Any], None]]:
+        return {
             e.Boot: self._boot,
             e.Put: self.accepting.put,
             e.Remove: self.accepting.remove,
@@ -99,7 +103,8 @@ class Replica:
             e.Flush: self._flush,
         }
 
-        self._readers: dict[type, Callable[[NodeId, Any], None]] = {
+    def _reader_of_each_message(self) -> dict[type, Callable[[NodeId, Any], None]]:
+        return {
             m.Hello: lambda peer, message: None,  # the session layer has read it; a second one says nothing new
             m.Goodbye: self._goodbye,
             m.RowsMessage: lambda peer, message: self.spreading.received(peer, message.rows),

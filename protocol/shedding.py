@@ -197,13 +197,13 @@ class Shedding:
 
     def confirmed(self, peer: NodeId, message: Confirmed) -> None:
         """A holder has looked, and keeps what it names; what it was asked and does not name, it does not promise."""
-        held = set(message.held)
+        named = dict.fromkeys(message.held)
         for digest in message.asked:
             asking = self._asking.get(digest)
             if asking is None or peer not in asking.asked:
                 continue
             del asking.asked[peer]
-            if digest in held and peer in self.members.alive:
+            if digest in named and peer in self.members.alive:
                 seat = seat_of(self.members.alive[peer])
                 asking.confirmed[seat.store] = seat
             if self._is_safe(asking):

@@ -225,7 +225,7 @@ BREAKAGES: tuple[Breakage, ...] = (
         LOSING,
         "counts a holder that has lost its file as one that confirms",
         "protocol/shedding.py",
-        "            if digest in held and peer in self.members.alive:",
+        "            if digest in named and peer in self.members.alive:",
         "            if peer in self.members.alive:",
         "tests/test_replica_shedding.py",
     ),
