@@ -72,7 +72,9 @@ class Retention:
         for name in names:
             del self._names[name]
             versions = list(self.ctx.catalogue.versions(name))
-            if len(versions) <= 1 and not any(self._outlived(v) or self._is_aged(v) for v in versions):  # the common case
+            if len(versions) <= 1 and not any(
+                self._outlived(v) or self._is_aged(v) for v in versions
+            ):  # the common case
                 if versions and versions[0].state is State.DELETED:
                     self._remove_left_over(versions[0])
                 continue

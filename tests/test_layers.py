@@ -28,8 +28,8 @@ BELOW = {
 
 # The core decides and does nothing: what it may know of the world besides itself. (numpy: for sketches, in one module.)
 PURE = {
-    "__future__", "array", "collections", "collections.abc", "dataclasses", "enum", "fnmatch", "functools", "hashlib", "heapq",
-    "itertools", "json", "math", "random", "re", "struct", "typing", "unicodedata", "zlib", "blake3", "numpy",
+    "__future__", "array", "collections", "collections.abc", "dataclasses", "enum", "fnmatch", "functools", "hashlib",
+    "heapq", "itertools", "json", "math", "random", "re", "struct", "typing", "unicodedata", "zlib", "blake3", "numpy",
     "numpy.typing",
 }  # fmt: skip
 
