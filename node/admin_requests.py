@@ -64,6 +64,7 @@ COMMANDS: Mapping[str, Mapping[str, Argument]] = {
     "progress": {"name": _TEXT},
     "plan": {"name": _TEXT},
     "pin": {"name": _TEXT, "node": Argument(str, ""), "pinned": Argument(bool, True)},
+    "lend": {"digest": _TEXT, "to": _TEXT, "priority": Argument(str, "normal")},
     "limit": {"node": Argument(str, ""), "rate": Argument(str, "")},
 }
 OWNERS_ONLY = frozenset({"rm", "revoke", "token"})  # and `verify` with `rebuild`: they destroy, or let machines in

@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 from node import upkeep
 from node.breakers import Guards
 from node.bulk import BulkServer, Hooks
+from node.carriage import Carriage
 from node.commits import GroupCommitter
 from node.config import apply_environment
 from node.identity import Identity
@@ -81,7 +82,7 @@ class Agent:
         self._wall_ms = time.time_ns() // 1_000_000 - int(self.started * 1000)
         self.revocations: dict[str, int] = {}
         self.contexts = IdentityContexts(identity, clock=time.time, revocations=self.revocations)
-        self.refusals = RefusalLog(self._report_from_thread, clock=time.monotonic)
+        self.refusals = RefusalLog(self.report_from_thread, clock=time.monotonic)
         self.threads = ThreadPoolExecutor(DISK_THREADS, thread_name_prefix="disk")
         self.writer = ThreadPoolExecutor(1, thread_name_prefix="wal")
         self.guards = Guards()
@@ -207,16 +208,20 @@ class Agent:
             self.contexts,
             self.depot,
             self.throttle,
-            Hooks(self._post_from_thread, self._wrong_bytes, self._report_from_thread, self.refusals.refused),
+            Hooks(self._post_from_thread, self.told_wrong_bytes, self.report_from_thread, self.refusals.refused),
         )
         self.transfers = Transfers(
             self.contexts,
             self.depot,
             self.throttle,
             self.address_of,
-            TransferHooks(self._post_from_thread, self._post_from_thread, self._wrong_bytes, self._report_from_thread),
+            TransferHooks(
+                self._post_from_thread, self._post_from_thread, self.told_wrong_bytes, self.report_from_thread
+            ),
             guards=self.guards,
         )
+        self.carriage = Carriage(self, self.transfers.connections)
+        self.transfers.carrier, self.bulk.desk = self.carriage.carrier, self.carriage.desk
         self.sessions = Sessions(
             self.node,
             self.contexts,
@@ -367,7 +372,7 @@ class Agent:
         with suppress(RuntimeError):  # the loop has closed: the agent is gone
             self.loop.call_soon_threadsafe(self.post, event)
 
-    def _report_from_thread(self, report: Report) -> None:
+    def report_from_thread(self, report: Report) -> None:
         with suppress(RuntimeError):
             self.loop.call_soon_threadsafe(self.report, report)
 
@@ -389,11 +394,11 @@ class Agent:
         self._post_from_thread(e.Withdrawn(place, why))
 
     def _damaged_from_thread(self, place: Place, why: str) -> None:
-        self._report_from_thread(Report("error", "damaged", why))
+        self.report_from_thread(Report("error", "damaged", why))
         self._post_from_thread(e.Withdrawn(place, why, damaged=True))
 
-    def _wrong_bytes(self, peer: str, digest: bytes, sentence: str) -> None:
-        self._report_from_thread(Report("error", "wrong_bytes", f"{peer}: {sentence} ({digest.hex()[:12]})"))
+    def told_wrong_bytes(self, peer: str, digest: bytes, sentence: str) -> None:
+        self.report_from_thread(Report("error", "wrong_bytes", f"{peer}: {sentence} ({digest.hex()[:12]})"))
 
     def address_of(self, peer: NodeId) -> str | None:
         """Where a peer can be dialled: what it says of itself now, else the hosts file."""

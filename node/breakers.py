@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from random import Random, SystemRandom
 
-from protocol.breakers import Breakers
+from protocol.breakers import Breakers, Phase
 from protocol.values import NodeId
 
 P2P_HTTP = "p2p_http"  # our own bulk path
@@ -32,9 +32,15 @@ class Guards:
             now_ms = self._now_ms()
             if self._breakers.admits(peer, transport, now_ms):
                 return ""
-            seconds = max(0, self._breakers.until_ms(peer, transport) - now_ms) / 1000
-            why = self._breakers.why(peer, transport)
-        return f"{peer} is left alone over {transport} for {seconds:.0f} s after failures in a row: {why}"
+            return self._refusal(peer, transport, now_ms)
+
+    def shut(self, peer: NodeId, transport: str) -> str:
+        """As `admits`, for whoever only plans: takes no try."""
+        with self._lock:
+            now_ms = self._now_ms()
+            if self._breakers.phase(peer, transport, now_ms) is not Phase.OPEN:
+                return ""
+            return self._refusal(peer, transport, now_ms)
 
     def succeeded(self, peer: NodeId, transport: str) -> None:
         with self._lock:
@@ -65,6 +71,11 @@ class Guards:
             }
             for (peer, transport), breaker in known
         ]
+
+    def _refusal(self, peer: NodeId, transport: str, now_ms: int) -> str:
+        seconds = max(0, self._breakers.until_ms(peer, transport) - now_ms) / 1000
+        why = self._breakers.why(peer, transport)
+        return f"{peer} is left alone over {transport} for {seconds:.0f} s after failures in a row: {why}"
 
     def _now_ms(self) -> int:
         return int(self._clock_seconds() * 1000)

@@ -40,6 +40,7 @@ from node.progress import Progress
 from node.receiver import Receiver, WrongBytesHook
 from node.throttle import PRIORITY_HEADER, Throttle
 from node.tls import IdentityContexts
+from node.transports.relay_desk import RelayDesk
 from protocol.chunks import CHUNK_BYTES, LIST_PAGE_CHUNKS
 from protocol.effects import Report
 from protocol.events import Arrived
@@ -54,6 +55,7 @@ FAILED_TOLD_MAX = 1_000  # failures listed in an answer: as many artifacts as an
 _BLOB = re.compile(r"/v1/blob/([0-9a-f]{64})")
 _CHUNKS = re.compile(r"/v1/chunks/([0-9a-f]{64})(?:\?from=(\d{1,10})&count=(\d{1,10}))?")
 _BLOCKS = re.compile(r"/v1/blocks/([0-9a-f]{64})(?:\?from=(\d{1,10})&count=(\d{1,3}))?")
+_RELAY = re.compile(r"/v1/relay/([0-9a-f]{64})(/done)?")
 _PUSH = re.compile(r"/v1/push/(\d{1,19})")
 _REQUEST = re.compile(r"(GET|POST) (\S{1,1024}) HTTP/1\.1")
 
@@ -87,6 +89,7 @@ class BulkServer:
         self.throttle = throttle
         self.hooks = hooks
         self.inbox = Inbox(hooks.on_arrived)
+        self.desk: RelayDesk | None = None  # none: this node carries nothing for others
         self.patience = patience or Patience()
         self._context = contexts.server([BULK_ALPN])  # made here: contexts are not made from threads
         self._changed = threading.Condition()
@@ -191,6 +194,8 @@ class _Connection:
         blocks = _BLOCKS.fullmatch(path)
         if method == "POST" and blocks:
             return self._with_blob(bytes.fromhex(blocks[1]), keep, lambda blob: self._send_blocks(blob, head, keep))
+        if method == "POST" and (relay := _RELAY.fullmatch(path)):
+            return self._relay(bytes.fromhex(relay[1]), bool(relay[2]), head, keep)
         if method == "POST":
             push = _PUSH.fullmatch(path)
             return self._push(int(push[1]), head, keep) if push else self._refuse(404, "no such resource", keep=False)
@@ -212,7 +217,7 @@ class _Connection:
 
     def _with_blob(self, digest: Digest, keep: bool, answer: Callable[[Blob], bool]) -> bool:
         try:
-            blob = self._server.depot.open_blob(digest)
+            blob = self._server.depot.open_blob(digest) or self._carried(digest)
         except (StoreError, OSError) as problem:
             return self._refuse(500, sentence_of(problem), keep=keep)
         if blob is None:
@@ -266,6 +271,8 @@ class _Connection:
     def _chunks(self, digest: Digest, first: int, count: int, keep: bool) -> bool:
         try:
             leaves = self._server.depot.leaves(digest)
+            if leaves is None and self._server.desk is not None:
+                leaves = self._server.desk.leaves(self._stream.peer, digest)
         except (StoreError, OSError) as problem:
             return self._refuse(500, sentence_of(problem), keep=keep)
         if leaves is None:
@@ -273,6 +280,25 @@ class _Connection:
         page = b"".join(leaves[first : first + min(count or LIST_PAGE_CHUNKS, LIST_PAGE_CHUNKS)])
         self._head(200, len(page), "application/octet-stream", keep)
         self._stream.send(page)
+        return keep
+
+    def _carried(self, digest: Digest) -> Blob | None:
+        desk = self._server.desk
+        return desk.open_blob(self._stream.peer, digest) if desk is not None else None
+
+    def _relay(self, digest: Digest, done: bool, head: Head, keep: bool) -> bool:
+        """A peer asks us to carry, or says that it has what we carried."""
+        desk = self._server.desk
+        if head.length or "transfer-encoding" in head.headers:
+            raise BadHead("this request has no body")
+        if desk is None:
+            return self._refuse(404, "this node carries nothing for others", keep=keep)
+        status, answer = (desk.finish if done else desk.ask)(self._stream.peer, digest)
+        if status != 200:
+            return self._refuse(status, str(answer["error"]), keep=keep)
+        body = json_body(answer)
+        self._head(200, len(body), "application/json", keep)
+        self._stream.send(body)
         return keep
 
     # What comes in

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from typing import Protocol
 
 from node.admission import explain_handshake_error
 from node.breakers import P2P_HTTP, Guards
@@ -38,12 +39,20 @@ class Avoided(StreamBroken):
     """The peer's breaker is open: nothing was tried."""
 
 
+class Held(Protocol):
+    """What a job holds: a connection, or a program that works for it."""
+
+    def abort(self) -> None:
+        """End it, from any thread."""
+        ...
+
+
 class Job:
-    """The connections of one transfer, so that they can be cut from outside."""
+    """The connections and programs of one transfer, so that they can be cut from outside."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._streams: set[Stream] = set()
+        self._streams: set[Held] = set()
         self.why = ""  # set once, by `cancel`
 
     @property
@@ -56,12 +65,12 @@ class Job:
             for stream in self._streams:
                 stream.abort()
 
-    def adopt(self, stream: Stream) -> None:
+    def adopt(self, stream: Held) -> None:
         with self._lock:
             self._streams.add(stream)
         self.go_on()
 
-    def release(self, stream: Stream) -> None:
+    def release(self, stream: Held) -> None:
         with self._lock:
             self._streams.discard(stream)
 

@@ -64,6 +64,9 @@ def routing_stated(settings: SharedSettings, path: Path, findings: Findings) -> 
     if "allowed_external_storage" in found:
         places = found["allowed_external_storage"]
         found["allowed_external_storage"] = tuple(ExternalStorage(**place.model_dump()) for place in places)
+    for key in ("provider_limits", "peer_limits"):
+        if key in found:
+            found[key] = tuple(found[key].items())  # in the file's order: of patterns the first that matches counts
     return found | _disk_bounds(found, path, findings)
 
 

@@ -91,6 +91,9 @@ class SharedSettings(Section):
     max_concurrent_syncs: Annotated[int | None, _count(1, 64)] = _setting(
         "count", "transfers of large artifacts at one time, in each direction"
     )
+    max_relays: Annotated[int | None, _count(0, 64)] = _setting(
+        "count", "artifacts carried at one time for nodes that cannot reach each other; 0: none"
+    )
     bandwidth_limit_mbps: Annotated[Bandwidth | None, _reads(values.read_bandwidth_mbps)] = _setting(
         "megabytes per second", "the egress limit in payload bytes; or write `bandwidth_limit`"
     )
@@ -204,9 +207,6 @@ class SshSettings(Section):
     port: Annotated[int | None, _count(1, 65535)] = _setting("port", "the SSH port")
     key: FilePath = _setting("path", "a private key file on the machine that connects")
     host_key: Text = _setting("public key", "the host's own key, pinned; agents use no SSH without it")
-    address: Annotated[str | None, _reads(values.read_host_name)] = _setting(
-        "host name", "where SSH reaches it, when that differs from the host in `address`"
-    )
     command: Text = _setting("command", "how `spore` is run there, for agents that fetch over rsync")
     dir: FilePath = _setting("path", "the node's folder there, when it is not the default of that login")
 
@@ -385,8 +385,4 @@ def stated(settings: Section, target: type) -> dict[str, Any]:
     known = {entry.name for entry in fields(target)}
     found = {FIELD_NAMES.get(key, key): getattr(settings, key) for key in sorted(settings.model_fields_set)}
     kept = {key: value for key, value in found.items() if key in known and value is not None}
-    return {key: _frozen(value) for key, value in kept.items()}
-
-
-def _frozen(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else tuple(value.items()) if isinstance(value, dict) else value
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in kept.items()}

@@ -84,6 +84,11 @@ class Door(Protocol):
 
     async def revoke(self, node: str) -> Facts: ...
 
+    def lend(self, digest: str, to: str, priority: str) -> AsyncIterator[Facts]:
+        """Where these bytes lie, for an rsync of a node that cannot reach our port: `path`, `size`,
+        `bytes_per_second`; then the chunk list in pages, `leaves`."""
+        ...
+
     async def limit(self, node: str, rate: str) -> list[Facts]:
         """Set an egress budget (`rate` as people write it, `default`, or nothing to set none); those in force."""
         ...

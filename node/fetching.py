@@ -86,7 +86,7 @@ class Fetching:
     def _get_small(self, connection: Connection) -> None:
         record = self._record
         content = memoryview(bytearray(record.size))
-        self._get(connection, f"/v1/blob/{record.digest.hex()}", {}, content)
+        self._get(connection, f"/v1/blob/{record.digest.hex()}", self._headers, content)
         if not list_matches(record.digest, record.size, [chunk_digest(content)] if record.size else []):
             raise WrongBytes(f"{connection.peer} sent wrong bytes for {record.name}; they were dropped")
         self._meter.enter(DISK)
@@ -111,12 +111,8 @@ class Fetching:
     def _fetch_large(self) -> str:
         partial = self._depot.partial(self._record)
         try:
-            while not partial.leaves_known:
-                source = self._next_source()
-                if source is None:
-                    return self._why_not()
-                if self._ask(source, lambda connection: self._get_leaves(connection, partial)):
-                    self._sources.appendleft(source)
+            if why := self._learn(partial):
+                return why
             self._meter.enter(DISK)
             partial.fill()
             self._runs.extend(split_runs(partial.missing()))
@@ -126,6 +122,28 @@ class Fetching:
             return "" if partial.complete else self._disk_problem or self._why_not()
         finally:
             partial.close()
+
+    def learn_list(self) -> str:
+        """Fetch the chunk list alone, for bytes that come by another way; "" when it is known, else why not."""
+        if chunk_count(self._record.size) <= 1:
+            return ""
+        try:
+            partial = self._depot.partial(self._record)
+            try:
+                return self._learn(partial)
+            finally:
+                partial.close()
+        except (StoreError, OSError) as problem:
+            return sentence_of(problem)
+
+    def _learn(self, partial: Partial) -> str:
+        while not partial.leaves_known:
+            source = self._next_source()
+            if source is None:
+                return self._why_not()
+            if self._ask(source, lambda connection: self._get_leaves(connection, partial)):
+                self._sources.appendleft(source)
+        return ""
 
     def _round(self, partial: Partial) -> None:
         """Work until the runs are fetched or the sources used up; leaves good sources for another round."""

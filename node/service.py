@@ -16,6 +16,7 @@ from node.door import EXIT_USAGE, DoorError, Facts, PutRequest, WaitRequest
 from node.policy_answers import PolicyAnswers
 from node.progress import Progress
 from node.tokens import TokenError
+from node.transport_answers import TransportAnswers
 from protocol import effects as f
 from protocol import events as e
 from protocol.chunks import CHUNK_BYTES, digest_of
@@ -35,7 +36,7 @@ LIST_PAGE = 1_000
 VERIFY_PAGE = 200
 
 
-class Service(PolicyAnswers):
+class Service(PolicyAnswers, TransportAnswers):
     """Implements `node.door.Door` for one running agent."""
 
     def __init__(self, agent: Agent) -> None:
@@ -203,6 +204,7 @@ class Service(PolicyAnswers):
             "copies": len({holder["store"] for holder in holders}),
             "durable": self.agent.replica.debts.enough(record, 0, 0),
             "holders": holders,
+            "transfers": self.choices(record.digest),
         }
 
     async def status(self, cluster: bool) -> Facts:
@@ -238,6 +240,8 @@ class Service(PolicyAnswers):
             "wal": {"bytes": agent.wal.usage().bytes, "entries": agent.wal.usage().live_entries},
             "transfers": [_transfer(p) for p in (*agent.transfers.snapshot(), *agent.bulk.inbox.snapshot())],
             "breakers": agent.guards.facts(),
+            "relays": agent.carriage.desk.facts(),
+            "transports": self.transports(),
             "port": agent.listener.port,
         }
         if agent.intake.watcher is not None:
@@ -399,9 +403,6 @@ class Service(PolicyAnswers):
         self.agent.post(e.Declare(number, f"{RESERVED_KIND}/revoked/{node}", (("since", since),)))
         await self.answer(number, future)
         return {"node": node, "revoked_at": since}
-
-    async def limit(self, node: str, rate: str) -> list[Facts]:
-        return self.agent.limits.asked(node, rate)
 
     # --- helpers ---
 

@@ -23,6 +23,7 @@ from node.inbox import asked_bytes
 from node.progress import Meter, Progress
 from node.throttle import PRIORITY_HEADER, Throttle
 from node.tls import IdentityContexts
+from node.transports.carrier import Carrier
 from node.uploading import Refused, Uploader, begin_push, end_push
 from protocol.effects import Fetch, Report, Upload
 from protocol.events import Arrived, Uploaded
@@ -67,7 +68,8 @@ class Transfers:
         self._depot = depot
         self._throttle = throttle
         self._hooks = hooks
-        self._connections = Connections(contexts, address_of, patience or Patience(), guards)
+        self.connections = self._connections = Connections(contexts, address_of, patience or Patience(), guards)
+        self.carrier: Carrier | None = None  # none: fetches go over our own protocol alone
         self._threads_max = threads
         self._changed = threading.Condition()
         self._queue: deque[_Task] = deque()  # bounded by the core: it has a few transfers under way for each peer
@@ -99,6 +101,18 @@ class Transfers:
         with self._changed:
             tasks = list(self._tasks)
         return tuple(sorted((task.meter.read() for task in tasks), key=lambda p: (p.transfer, p.direction)))
+
+    def bytes_done(self, digest: Digest) -> int:
+        """How far the fetch of an artifact is."""
+        with self._changed:
+            tasks = [t for t in self._tasks if isinstance(t.effect, Fetch) and t.effect.record.digest == digest]
+        return sum(task.meter.read().bytes_done for task in tasks)
+
+    def pushing(self, digest: Digest) -> list[NodeId]:
+        """The peers to whom an artifact is on its way."""
+        with self._changed:
+            uploads = [task.effect for task in self._tasks if isinstance(task.effect, Upload)]
+        return sorted(u.peer for u in uploads if any(parcel.record.digest == digest for parcel in u.parcels))
 
     def watch(self) -> None:
         """End what has stalled or is past its deadline; to be called every second or so."""
@@ -188,6 +202,8 @@ class Transfers:
     def _fetch(self, task: _Task) -> str:
         assert isinstance(task.effect, Fetch)
         record, sources = task.effect.record, task.effect.sources
+        if self.carrier is not None:
+            return self.carrier.fetch(task.effect, task.meter, task.job)
         hook = self._hooks.on_wrong_bytes
         headers = {PRIORITY_HEADER: task.effect.priority}
         return Fetching(record, sources, self._depot, self._connections, task.meter, task.job, hook, headers).run()

@@ -50,6 +50,7 @@ async def watch_transfers(agent: Agent) -> None:
     while True:
         await asyncio.sleep(WATCH_SECONDS)
         agent.transfers.watch()
+        await agent.in_thread(agent.carriage.desk.tidy)
 
 
 async def sweep(agent: Agent) -> None:

@@ -91,6 +91,9 @@ class Breakers:
             if key[0] == peer and breaker.phase(now_ms) is Phase.OPEN:
                 self._known[key] = Breaker(breaker.failures, breaker.waits, now_ms, why=breaker.why)
 
+    def phase(self, peer: NodeId, transport: str, now_ms: int) -> Phase:
+        return self._known.get((peer, transport), Breaker()).phase(now_ms)
+
     def until_ms(self, peer: NodeId, transport: str) -> int:
         """When a breaker that does not admit anybody will."""
         return self._known.get((peer, transport), Breaker()).until_ms

@@ -144,6 +144,7 @@ class Fetch:
     record: Record
     sources: tuple[NodeId, ...]
     priority: Priority = "normal"
+    direct: bool = False  # not through a relay: this is for one
 
 
 @dataclass(frozen=True, slots=True)

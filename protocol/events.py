@@ -75,10 +75,12 @@ class Await:
 
 @dataclass(frozen=True, slots=True)
 class Want:
-    """A user asks for bytes that may not be here: fetch them into staging without becoming a holder."""
+    """A user asks for bytes that may not be here: fetch them into staging without becoming a holder. `direct`: not
+    through a relay, for we are one."""
 
     request: int
     record: Record
+    direct: bool = False
 
 
 @dataclass(frozen=True, slots=True)

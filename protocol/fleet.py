@@ -76,6 +76,7 @@ class Routing:
     auto_sync_interval_seconds: float = 60.0
     gossip_interval_seconds: float = 30.0
     max_concurrent_syncs: int = 4
+    max_relays: int = 4  # as many as syncs: what is carried costs our disk and uplink, and serves others
     bandwidth_limit: Bandwidth | None = None  # None: nothing stated here, the provider decides
     provider_limits: tuple[tuple[str, Bandwidth], ...] = ()  # egress towards all hosts of a provider together
     peer_limits: tuple[tuple[str, Bandwidth], ...] = ()  # egress towards each host that a pattern matches
@@ -144,7 +145,6 @@ class Ssh:
     port: int = 22
     key: str | None = None  # a private key file on the machine that connects
     host_key: str | None = None  # the host's public key, pinned: without it, agents do not connect
-    address: str | None = None  # None: the host of its `address`
     command: str = "spore"  # how the command line is run there
     dir: str | None = None  # the node's folder there; None: what the command takes by itself
 

@@ -17,6 +17,7 @@ class Incoming:
     offered: list[Record]
     verdicts: list[str]  # aligned with the offer: "" to take, else why not
     request: int = 0  # a user's `get`: fetch only, hold nothing
+    direct: bool = False  # a fetch that may not go through a relay: it is for one
     offered_by: NodeId = ""  # a source of our own fetch that may not have stated its holding
     answers: bool = False  # the offer answers an Ask of ours; else it is a push, of what its sender owes
     deadline_ms: int = 0  # when its sender must have given up too; 0 before the Take, and for our own fetches

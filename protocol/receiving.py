@@ -208,13 +208,13 @@ class Receiving:
         if self.policy.receives(record.kind) and not self.policy.drops(record) and len(self.wanted) < WANTED_MAX:
             self.wanted.setdefault(record.digest, Wanted(record, self.ctx.now_ms))
 
-    def fetch_for_user(self, request: int, record: Record) -> None:
+    def fetch_for_user(self, request: int, record: Record, direct: bool = False) -> None:
         """Get the bytes into staging for `spore get`; nothing is held afterwards."""
         sources = self._sources(record.digest)
         if not sources:
             self.ctx.emit(Answer(request, f"no reachable node holds {record.name}; try again when one is back", record))
             return
-        self._begin_fetch(record, request)
+        self._begin_fetch(record, request, direct=direct)
 
     def pump(self) -> None:
         """Start the fetches that are due: small ones in batches from one holder, large ones by ranges."""
@@ -253,10 +253,10 @@ class Receiving:
             return False
         return record.size <= SMALL_BYTES or not self.members.peers[source].address
 
-    def _begin_fetch(self, record: Record, request: int, offered_by: NodeId = "") -> None:
+    def _begin_fetch(self, record: Record, request: int, offered_by: NodeId = "", direct: bool = False) -> None:
         self._transfer += 1
         self.wanted.pop(record.digest, None)
-        incoming = Incoming(self.ctx.node, self._transfer, [record], [""], request, offered_by=offered_by)
+        incoming = Incoming(self.ctx.node, self._transfer, [record], [""], request, direct, offered_by)
         self.incoming[incoming.key] = incoming
         self.arriving[record.digest] = incoming.key
         self.ctx.emit(Reserve(self.ctx.node, self._transfer, (Parcel(record),)))
@@ -265,7 +265,7 @@ class Receiving:
         record = incoming.offered[0]
         sources = self._sources(record.digest, incoming.offered_by)
         if incoming.accepted() and sources:
-            self.ctx.emit(Fetch(incoming.transfer, record, tuple(sources)))
+            self.ctx.emit(Fetch(incoming.transfer, record, tuple(sources), direct=incoming.direct))
             return
         self._fail_fetch(incoming, record, incoming.verdicts[0] or "no reachable node holds it")
         self._close(incoming)

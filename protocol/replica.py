@@ -414,7 +414,7 @@ class Replica:
         self.ctx.emit(Hangup(peer, "it said goodbye"))
 
     def _want(self, event: e.Want) -> None:
-        self.receiving.fetch_for_user(event.request, event.record)
+        self.receiving.fetch_for_user(event.request, event.record, event.direct)
 
     def _can_send(self, record: Record) -> bool:
         return self.ctx.holds(record.digest) or bool(self.ctx.catalogue.places(record.digest))

@@ -230,7 +230,7 @@ class Wire:
     def __init__(self, target: str, cut_after_bytes: int | None = None) -> None:
         self._target = target
         self.cut_after_bytes = cut_after_bytes
-        self.sent_bytes = 0
+        self.sent_bytes = self.came_bytes = 0
         self.port = Port(self._carry)
         self.address = self.port.address
 
@@ -246,6 +246,7 @@ class Wire:
         with contextlib.suppress(OSError):
             while piece := source.recv(65536):
                 self.sent_bytes += len(piece) if counts else 0
+                self.came_bytes += 0 if counts else len(piece)
                 if self.cut_after_bytes is not None and self.sent_bytes > self.cut_after_bytes:
                     break
                 sink.sendall(piece)

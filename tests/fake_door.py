@@ -45,6 +45,10 @@ class FakeDoor:
             raise DoorError(f"there is no artifact {name}; `spore ls` shows what there is")
         return self.held[name]
 
+    async def lend(self, digest: str, to: str, priority: str) -> AsyncIterator[Facts]:
+        self._enter("lend", (digest, to, priority))
+        yield {"path": f"/srv/{digest}", "size": 1, "bytes_per_second": None}
+
     async def limit(self, node: str, rate: str) -> list[Facts]:
         self._enter("limit", (node, rate))
         return [{"egress": f"to {node}" if node else f"all of {NODE}", "bytes_per_second": None, "by": "spore limit"}]

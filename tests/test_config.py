@@ -601,6 +601,22 @@ def test_a_damaged_example_raises_nothing_but_a_configuration_error(data: st.Dat
     only_config_errors(text)
 
 
+def test_budgets_towards_providers_and_peers_keep_their_order_and_can_be_overridden() -> None:
+    text = """
+cluster: c
+sync_routing:
+  provider_limits: {vast: 50 MB/s}
+  peer_limits: {runpod-1: none, runpod-*: 80 Mbit/s}
+hosts:
+  a: {}
+  b: {peer_limits: {"*": 1 MB/s}}
+"""
+    fleet = parse_fleet(text)
+    assert fleet.routing_for("a").provider_limits == (("vast", Bandwidth(50 * MB)),)
+    assert fleet.routing_for("a").peer_limits == (("runpod-1", Bandwidth(None)), ("runpod-*", Bandwidth(10 * MB)))
+    assert fleet.routing_for("b").peer_limits == (("*", Bandwidth(MB)),)
+
+
 LEAVES = st.one_of(st.none(), st.text(max_size=8), st.sampled_from(["a", "b", "none", "5", "1 GiB", "true", "[x"]))
 KEYS = st.sampled_from(
     ["cluster", "hosts", "kinds", "sync_routing", "a", "b", "model", "paths", "roles", "address", "ssh", "user",

@@ -1,7 +1,8 @@
-"""Commands that say how bytes travel: limit."""
+"""Commands that say how bytes travel: limit, and lend, which one agent runs on another's host."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,25 @@ def limit(words: tuple[str, ...], directory: Path, as_json: bool) -> None:
     print_table(
         ["egress", "at most", "says"], [(plain(r["egress"]), _rate(r), r["by"]) for r in rows], right=["at most"]
     )
+
+
+@click.command()
+@click.argument("digest")
+@click.option("--to", metavar="NODE", default="", help="Who asks, for the log.")
+@click.option("--priority", metavar="P", default="normal", help="How much of the egress budget it may take.")
+@folder_option
+@json_option
+def lend(digest: str, to: str, priority: str, directory: Path, as_json: bool) -> None:
+    """Name a file that holds the bytes of DIGEST.
+
+    An agent that cannot reach this one's port runs this over SSH, and then rsync.
+    """
+    with Client(directory) as client:
+        for row in client.rows("lend", digest=digest, to=to, priority=priority):
+            if as_json:
+                print(json.dumps(row))
+            elif "path" in row:
+                print(plain(row["path"]))
 
 
 def _node_and_rate(words: tuple[str, ...]) -> tuple[str, str]:

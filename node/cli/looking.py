@@ -46,9 +46,10 @@ def ls(glob: str | None, directory: Path, as_json: bool) -> None:
 
 @click.command()
 @click.argument("name")
+@click.option("--transfers", is_flag=True, help="Also by which ways it was lately fetched, and why those.")
 @folder_option
 @json_option
-def where(name: str, directory: Path, as_json: bool) -> None:
+def where(name: str, transfers: bool, directory: Path, as_json: bool) -> None:
     """Who holds an artifact, and whether it is durable."""
     with Client(directory) as client:
         facts = client.ask("where", name=name)
@@ -60,6 +61,17 @@ def where(name: str, directory: Path, as_json: bool) -> None:
     print(f"digest {facts['digest']}")
     rows = [(h["node"], short(h["store"]), h["domain"], h["state"], _ago(h["verified_at"])) for h in facts["holders"]]
     print_table(["node", "store", "domain", "state", "verified"], rows)
+    if transfers:
+        print()
+        _print_choices(facts["transfers"])
+
+
+def _print_choices(choices: list[dict[str, Any]]) -> None:
+    if not choices:
+        print("no transfer of it lately, as far as this node knows")
+        return
+    rows = [(c["direction"], ", ".join(c["peers"]), c["transport"], c["why"], c["outcome"]) for c in choices]
+    print_table(["transfer", "peers", "by", "because", "outcome"], rows)
 
 
 @click.command()
@@ -93,6 +105,9 @@ def _print_status(facts: dict[str, Any]) -> None:
     print(f"members  {members['alive']} alive, {members['suspect']} suspect, {members['down']} down")
     if not facts.get("healthy", True):
         print("health   the disk failed a write: nothing new is accepted; see the agent's log")
+    for name, why in sorted(facts.get("transports", {}).items()):
+        if why:
+            print(f"without  {name}: {plain(why)}")
     if facts["kinds"]:
         print()
         rows = [(kind, held["artifacts"], in_bytes(held["bytes"])) for kind, held in sorted(facts["kinds"].items())]

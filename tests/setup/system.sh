@@ -6,6 +6,9 @@ missing=""
 need() { command -v "$1" >/dev/null 2>&1 || missing="$missing $2"; }
 need curl curl
 need aria2c aria2
+need rsync rsync
+need ssh openssh-client
+[ -x /usr/sbin/sshd ] || missing="$missing openssh-server"
 need b3sum b3sum
 need openssl openssl
 # The fleet test makes hosts of its own, which only root can.
