@@ -59,6 +59,7 @@ from storage.wal import Wal
 
 DISK_THREADS = 4  # publishing, reserving and accepting at once; they wait for the disk, not for a core
 TICK_SECONDS_MAX = 60.0  # the core ticks each second; a minute without one is a hang, not a busy machine
+EXIT_SHARE, EXIT_SECONDS_MIN, EXIT_SECONDS_MAX = 0.1, 0.3, 1.0  # of a last flush, to sync, report and end
 STOP_SECONDS = 2.0  # for threads and connections to end after the last flush
 
 T = TypeVar("T")
@@ -286,13 +287,16 @@ class Agent:
         )
 
     async def leave(self, seconds: float) -> f.Exit:
-        """The final flush: take in what was found, push what is at risk, say goodbye. Returns within the deadline."""
-        deadline = self.loop.time() + seconds
+        """The final flush: push what is at risk by the plan, take in what was found, say goodbye. Returns within the
+        deadline, less what syncing and ending take."""
+        margin = min(EXIT_SECONDS_MAX, max(EXIT_SECONDS_MIN, seconds * EXIT_SHARE))
+        deadline = self.loop.time() + max(0.0, seconds - margin)
+        deadline_ms = self.now_ms() + int(max(0.0, seconds - margin) * 1000)
+        self.post(e.Notice(deadline_ms, ""))
         await self.intake.finish(self.loop.time() + seconds * 0.3)
-        remaining = max(0.0, deadline - self.loop.time() - min(0.5, seconds * 0.1))
-        self.post(e.Flush(0, self.now_ms() + int(remaining * 1000), leave=True))
+        self.post(e.Flush(0, deadline_ms, leave=True))
         with suppress(TimeoutError):
-            async with asyncio.timeout(max(0.0, deadline - self.loop.time())):
+            async with asyncio.timeout(max(0.0, deadline - self.loop.time()) + margin / 2):
                 await self.exited.wait()
         unsafe = tuple(debt.record for debt in self.replica.debts.own_open())
         return self.exit_report or f.Exit(unsafe)

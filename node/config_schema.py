@@ -134,7 +134,8 @@ class SharedSettings(Section):
         "seconds", "the least time between two snapshots of one database"
     )
     flush_seconds: Annotated[float | None, _seconds(0, 600)] = _setting(
-        "seconds", "how long a stopping agent pushes what is at risk before it exits"
+        "seconds",
+        "how long a stopping agent pushes what is at risk before it exits; unless stated, the provider decides",
     )
     copy_max: Annotated[int | None, _bytes(0)] = _setting(
         "size", "up to this size a file is copied to accept it; above, it is accepted by reference"
@@ -194,6 +195,9 @@ class KindSettings(Section):
     )
     delete: Annotated[str | None, _choice("ignore", "propagate")] = _setting(
         "ignore, propagate", "what it means that a user deletes a watched file: nothing, or as `spore rm`"
+    )
+    priority: Annotated[Priority | None, _choice("low", "normal", "high", "critical")] = _setting(
+        "low, normal, high, critical", "what goes first when not everything can, as before an ephemeral host ends"
     )
 
 

@@ -27,6 +27,7 @@ EXAMPLES = {
     "exclude_from_sync": "[coordinator, dev-*]",
     "nfs_sharing_groups": "[[gpu-a, gpu-b]]",
     "ephemeral_hosts": "[vast-*, runpod-spot-*]",
+    "flush_seconds": "8",
     "provider": "nebius",
     "region": "eu-north1",
     "domain": "rack-7",

@@ -54,6 +54,8 @@ class Performer:
                 self._set_timer(effect)
             case f.Upload():
                 self.agent.transfers.upload(effect)
+            case f.Abandon():
+                self.agent.transfers.cancel(effect.transfer, effect.why)
             case f.Fetch():
                 self.agent.transfers.fetch(effect)
             case f.Dial():

@@ -29,6 +29,7 @@ from node.listener import ListenError
 from node.notify import Notifier
 from node.service import Service
 from protocol.effects import Exit, Report
+from protocol.farewells import farewell_sentence, unsafe_sentence
 from protocol.fleet import Fleet
 from storage.manifest_file import ManifestRefused
 from storage.mounts import network_file_system
@@ -36,6 +37,7 @@ from storage.refusals import StoreError
 
 EXIT_UNSAFE = 1
 EXIT_USAGE = 2
+END_SECONDS = 0.1  # before the budget is over the process ends, whatever still runs
 SWITCH_SECONDS = 0.0005  # the loop gives up the interpreter at each look-up; threads must not keep it for 5 ms each
 YOUNG_OBJECTS_MAX = 20_000  # between looks for cycles: a burst makes 50 values an artifact, and no cycle of them
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
@@ -162,6 +164,7 @@ class _Process:
         self.notifier = notifier
         self.report = agent.report
         self.stopping = asyncio.Event()
+        self.budget_seconds = 0.0
         self.service = Service(agent)
         self.admin = AdminServer(agent.directory / "agent.sock", self.service)
 
@@ -190,9 +193,17 @@ class _Process:
         """The first signal begins the final flush; the second means now."""
         if self.stopping.is_set():
             self.report(Report("warning", "stopped_now", "a second signal: stopping without finishing the flush"))
-            logging.shutdown()
-            os._exit(EXIT_UNSAFE if self.agent.replica.debts.own_open() else 0)
+            self._end_now()
+        self.budget_seconds = self.agent.fleet.flush_seconds(self.agent.node)
         self.stopping.set()
+        end = threading.Timer(max(END_SECONDS, self.budget_seconds - END_SECONDS), self._end_now)
+        end.daemon = True
+        end.start()
+
+    def _end_now(self) -> None:
+        """Whatever still runs: everything accepted is in the log on the disk, and the provider waits for nobody."""
+        logging.shutdown()
+        os._exit(EXIT_UNSAFE if self.agent.replica.debts.own_open() else 0)
 
     def _reload(self) -> None:
         """Read the hosts file again; a bad one is reported and the one in force stays."""
@@ -210,7 +221,7 @@ class _Process:
         self.notifier.ready()
 
     async def _leave(self) -> int:
-        seconds = self.agent.fleet.routing_for(self.agent.node).flush_seconds
+        seconds = self.budget_seconds
         self.notifier.stopping("flushing what is at risk")
         self.notifier.extend_timeout(seconds + 5)
         self.report(Report("info", "leaving", f"pushing what is at risk for at most {seconds:g} s"))
@@ -219,8 +230,12 @@ class _Process:
         return EXIT_UNSAFE if result.unsafe else 0
 
     def _tell(self, result: Exit) -> None:
+        if result.farewell is not None:
+            self.report(Report("info", "farewell", farewell_sentence(result.farewell)))
         if not result.unsafe:
             self.report(Report("info", "left", "everything accepted here is durable on other nodes"))
-        for record in result.unsafe:
-            where = f"{record.name} ({record.size} bytes)"
-            self.report(Report("error", "unsafe", f"{where} is not durable; it is on this disk alone"))
+        named = result.farewell.named if result.farewell is not None else ()
+        for unsafe in named:
+            self.report(Report("error", "unsafe", unsafe_sentence(unsafe)))
+        for record in result.unsafe if not named else ():
+            self.report(Report("error", "unsafe", f"{record.name} ({record.size} bytes) is not durable"))

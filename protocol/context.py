@@ -50,6 +50,7 @@ class Context:
     _seq: int = 0
     _kinds: dict[str, Kind] = field(default_factory=dict)
     _routing: Routing | None = None
+    _egress: int | None = None
     _copies: dict[tuple[str, NodeId], int] = field(default_factory=dict)
     _started: deque[Started] = field(default_factory=deque)
     _records: dict[str, dict[RecordKey, Record]] = field(default_factory=dict)
@@ -73,6 +74,7 @@ class Context:
         self.fleet = fleet
         self._kinds = {kind.name: kind for kind in fleet.kinds}
         self._routing = None
+        self._egress = fleet.egress_bytes_per_second(self.node)
         self._copies.clear()
 
     @property
@@ -81,6 +83,11 @@ class Context:
         if self._routing is None:
             self._routing = self.fleet.routing_for(self.node)
         return self._routing
+
+    @property
+    def egress_bytes_per_second(self) -> int | None:
+        """This node's egress limit, None for unlimited."""
+        return self._egress
 
     def min_copies(self, record: Record) -> int:
         """How many receipts policy asks for; remembered by kind and origin, of which there are few."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from protocol.fleet import Priority
-from protocol.messages import Message, Prints
+from protocol.messages import Farewell, Message, Prints
 from protocol.values import Batch, Digest, NodeId, Parcel, Place, Record
 
 
@@ -137,6 +137,14 @@ class Upload:
 
 
 @dataclass(frozen=True, slots=True)
+class Abandon:
+    """End an upload of ours before its time: others are worth the uplink more. Answered by its `Uploaded`."""
+
+    transfer: int
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
 class Fetch:
     """Get one artifact from any of `sources`, by ranges, into staging. Answered by `Arrived` under our own name."""
 
@@ -239,9 +247,11 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class Exit:
-    """The final flush is over. `unsafe` lists what was accepted here and is not durable."""
+    """The final flush is over. `unsafe` lists what was accepted here and is not durable; `farewell` is the report, and
+    None when nothing was at risk."""
 
     unsafe: tuple[Record, ...]
+    farewell: Farewell | None = None
 
 
 Effect = (
@@ -256,6 +266,7 @@ Effect = (
     | StreamPrints
     | ComparePrints
     | Upload
+    | Abandon
     | Fetch
     | Reserve
     | Unreserve

@@ -263,6 +263,17 @@ class Flush:
     leave: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """This node will be gone at `deadline_ms`: push by the plan, hold nothing more for others, go on accepting our own.
+
+    `deadline_ms` 0 withdraws an earlier notice. The sentence goes to the log, unless it is empty.
+    """
+
+    deadline_ms: int
+    why: str
+
+
 Event = (
     Boot
     | Put
@@ -290,4 +301,5 @@ Event = (
     | Timer
     | Scanned
     | Flush
+    | Notice
 )

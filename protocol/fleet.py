@@ -31,6 +31,7 @@ Snapshot = Literal["sqlite"]
 Scope = Literal["cluster", "peers"]
 Priority = Literal["low", "normal", "high", "critical"]
 Deletion = Literal["ignore", "propagate"]
+PRIORITIES: tuple[Priority, ...] = ("low", "normal", "high", "critical")  # the least first
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,16 @@ PROVIDER_BANDWIDTH: Mapping[str, Bandwidth] = {
     "vast": Bandwidth.megabytes(50),
     "vultr": Bandwidth.megabytes(80),
 }
+# How long a stopping agent may push what is at risk: what the provider lets pass between its notice and the end, less
+# what a sync and an exit take.
+PROVIDER_FLUSH_SECONDS: Mapping[str, float] = {
+    "aws": 110.0,  # two minutes between the interruption notice and the end
+    "azure": 25.0,  # a Preempt event comes 30 s before, at least
+    "gcp": 25.0,  # 30 s between the ACPI signal and the end
+    "gke": 12.0,  # pods on spot nodes get 15 s
+    "runpod": 4.0,  # SIGTERM, and SIGKILL five seconds later
+}
+OTHER_FLUSH_SECONDS = 8.0  # within the ten seconds that container runtimes give between SIGTERM and SIGKILL
 # An unknown uplink gets what a household fibre line bears beside its other users.
 OTHER_BANDWIDTH = Bandwidth.megabytes(20)
 
@@ -89,7 +100,7 @@ class Routing:
     dial_seconds_max: float = 10.0  # three lost SYN packets (1 + 2 + 4 s) and a handshake over a slow link
     settle_seconds: float = 2.0  # twice the coarsest mtime granularity met (1 s)
     snapshot_seconds_min: float = 5.0  # a floor below any trigger: copying a live database costs its whole size
-    flush_seconds: float = 8.0  # within the ten seconds container runtimes give between SIGTERM and SIGKILL
+    flush_seconds: float | None = None  # None: nothing stated here, the provider decides
     copy_max_bytes: int = 64 * MIB  # a copy this size takes under a second on any disk; above, by reference
     wal_bytes_max: int = GIB  # 16,384 small artifacts that nobody could be told about yet
     staging_bytes_max: int = 64 * GIB  # four concurrent transfers of 16 GiB checkpoints
@@ -118,6 +129,7 @@ class Kind:
     copy_max_bytes: int | None = None  # None: as `sync_routing` says
     expire_after_seconds: float | None = None  # None: no version goes for its age
     delete: Deletion = "ignore"  # what the deletion of a watched file by a user means for the other nodes
+    priority: Priority = "normal"  # before what else it is sent when not everything can be
 
     def matches(self, path: str) -> bool:
         """Whether a file at this path, relative to the root and separated by `/`, is of this kind."""
@@ -243,6 +255,12 @@ class Fleet:
         stated = (env or {}).get(BANDWIDTH_VARIABLE, "").strip()
         bandwidth = parse_megabytes_per_second(stated) if stated else self._bandwidth(self.host(node))
         return bandwidth.bytes_per_second
+
+    def flush_seconds(self, node: str) -> float:
+        """How long this node may push what is at risk before it exits: as stated, else by its provider."""
+        stated = self.routing_for(node).flush_seconds
+        provider = PROVIDER_FLUSH_SECONDS.get(self.host(node).provider or "", OTHER_FLUSH_SECONDS)
+        return provider if stated is None else stated
 
     def _bandwidth(self, host: Host) -> Bandwidth:
         """A provider outside the table has no figure of its own: the fleet-wide one comes before ours."""

@@ -14,6 +14,7 @@
 | Ask | a node that wants bytes uploaded | Offer |
 | Confirm | a holder that wants to give up its copies | Confirmed |
 | Confirmed | another holder, once it has looked at its files | nothing |
+| Farewell | a node that leaves with something at risk, before its goodbye | nothing |
 | Goodbye | a node that leaves | the session ends |
 
 What they say of who is alive stands in `claims.py`. Encoding and bounds are in `wire.py`.
@@ -25,7 +26,7 @@ from dataclasses import dataclass
 
 from protocol import claims
 from protocol.cells import Cells
-from protocol.values import Digest, Holding, Member, Parcel, Rows, Stripe
+from protocol.values import Digest, Holding, Member, NodeId, Parcel, RecordKey, Rows, Stripe
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +139,43 @@ class Confirmed:
 
 
 @dataclass(frozen=True, slots=True)
+class Saved:
+    """In a farewell: so many artifacts and bytes have the receipt of this node."""
+
+    node: NodeId
+    artifacts: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Unsafe:
+    """In a farewell: one artifact that is not durable, with the copies it has elsewhere, and why it has no more."""
+
+    key: RecordKey
+    digest: Digest
+    size: int
+    copies: int
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Farewell:
+    """The report of a last flush: what was at risk, who has it now, and what is not safe.
+
+    `unsafe` counts what is not durable, `lost` what of it nobody else has; `named` lists them, the latter first.
+    """
+
+    artifacts: int
+    bytes: int
+    saved: tuple[Saved, ...]
+    unsafe: int
+    unsafe_bytes: int
+    lost: int
+    lost_bytes: int
+    named: tuple[Unsafe, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Goodbye:
     """The sender leaves now, and says so; it is not suspected."""
 
@@ -146,7 +184,7 @@ class Goodbye:
 
 AboutRows = RowsMessage | CellsMessage | CellsWanted | Lacking | Prints
 AboutBytes = Offer | Take | Receipt | Ask | Confirm | Confirmed
-Message = Hello | Goodbye | AboutRows | AboutBytes | claims.Message
+Message = Hello | Farewell | Goodbye | AboutRows | AboutBytes | claims.Message
 
 HAVE = "have"  # a refusal that is good news: the receiver's store holds the digest already
 BUSY = "busy"  # a refusal that passes soon: the receiver has its hands full

@@ -18,8 +18,10 @@ from protocol.claims import Message as SwimMessage
 from protocol.comparing import Comparing
 from protocol.context import Context
 from protocol.debts import Debt, Debts
-from protocol.effects import Answer, Effects, Entry, Exit, Hangup, Inline, Referenced, Release, SetTimer, Unlink
+from protocol.departing import Departing
+from protocol.effects import Effects, Entry, Hangup, Inline, Referenced, Release, SetTimer, Unlink
 from protocol.fleet import RESERVED_KIND, Fleet
+from protocol.leaving import PLAN, Leaving
 from protocol.membership import WAKE, Membership
 from protocol.pins import Pins
 from protocol.receiving import Receiving
@@ -30,7 +32,7 @@ from protocol.sending import Sending
 from protocol.shedding import Shedding
 from protocol.spreading import Spreading
 from protocol.sweeping import Sweeping
-from protocol.values import Batch, NodeId, Place, Presence, Record, Rows, State, StoreId
+from protocol.values import Batch, NodeId, Place, Record, Rows, State, StoreId
 
 TICK_MS = 1_000  # time-outs, dials, retention and retries are looked at this often
 HEAL_MS = 5_000  # after a failed commit, an empty one probes the disk this often
@@ -49,12 +51,14 @@ class Replica:
         self.members = Membership(ctx, random, boot)
         self.debts = Debts(ctx, self.members, self._settled)
         self.sending = Sending(ctx, self.members, self.debts)
+        self.leaving = Leaving(ctx, self.members, self.debts, self.sending)
         self.retention = Retention(ctx, self.members, self.debts, self._tell)
         self.comparing = Comparing(ctx, self.members, random)
         self.spreading = Spreading(ctx, self.members, self.comparing, self._heard, self.retention.beyond)
         self.pins = Pins(ctx)
         self.receiving = Receiving(ctx, self.members, self.debts, self.pins, self._tell)
         self.accepting = Accepting(ctx, self.debts, self._tell, self._owe)
+        self.departing = Departing(ctx, self.members, self.debts, self.leaving, self._hold_nothing_more)
         self.receiving.on_own_published(self._own_published)
         self.repair = Repair(ctx, self.members, self.debts, self._can_send, self._owe)
         self.shedding = Shedding(ctx, self.members, self.debts, self.receiving, self._tell)
@@ -64,9 +68,6 @@ class Replica:
         )
         self.sending.start_from(boot * TRANSFERS_PER_BOOT)
         self.receiving.start_from(boot * TRANSFERS_PER_BOOT)
-        self._leaving: e.Flush | None = None
-        self._flushes: list[e.Flush] = []
-        self._exited = False
         self._unrestored: list[Entry] = []  # at most what the WAL holds
         self._heal_due_ms = 0
         self._healing = False
@@ -97,15 +98,17 @@ class Replica:
             e.RootKnown: lambda event: self.retention.root_known(),
             e.DiskChanged: self._disk_changed,
             e.FleetChanged: self._fleet_changed,
-            e.Timer: lambda event: self.members.wake() if event.token == WAKE else self._tick(),
+            e.Timer: self._timer,
             e.Scanned: self.sweeping.scanned,
             e.HeldChecked: self.shedding.checked,
-            e.Flush: self._flush,
+            e.Flush: self._depart,
+            e.Notice: self._depart,
         }
 
     def _reader_of_each_message(self) -> dict[type, Callable[[NodeId, Any], None]]:
         return {
             m.Hello: lambda peer, message: None,  # the session layer has read it; a second one says nothing new
+            m.Farewell: self.departing.farewell,
             m.Goodbye: self._goodbye,
             m.RowsMessage: lambda peer, message: self.spreading.received(peer, message.rows),
             m.CellsMessage: self.comparing.cells,
@@ -128,6 +131,7 @@ class Replica:
         self._follow_lives()
         self.receiving.publish_settled()
         self.spreading.flush()
+        self.leaving.step()
         self.sending.pump()
         out, self.ctx.out = self.ctx.out, []
         return out
@@ -181,6 +185,13 @@ class Replica:
         self._tell(rows)
         self._owe(record, kept)
 
+    def _timer(self, event: e.Timer) -> None:
+        """After each event the plan is looked at: its own timer needs to do nothing more."""
+        if event.token == WAKE:
+            self.members.wake()
+        elif event.token != PLAN:
+            self._tick()
+
     def _tick(self) -> None:
         now = self.ctx.now_ms
         self.ctx.emit(SetTimer("tick", now + TICK_MS))
@@ -196,7 +207,15 @@ class Replica:
         self.sweeping.tick()
         self._heal()
         self._restore_the_rest()
-        self._leave_if_done()
+        self.departing.leave_if_done()
+
+    def _hold_nothing_more(self, stopping: bool, accepting: bool) -> None:
+        """This node will be gone: it takes nothing more for others, and, when it leaves now, nothing of its own."""
+        self.receiving.stopping, self.accepting.stopping = stopping, not accepting
+        if stopping:
+            self.members.state(accepting=False)
+        if stopping and accepting:
+            self._state_debt()  # at once; who leaves now says it with its goodbye
 
     def _state_debt(self) -> None:
         own = [*(debt.record for debt in self.debts.own_open()), *self.repair.own_waiting()]
@@ -269,6 +288,7 @@ class Replica:
         debt = self.debts.add(record, record.origin == self.ctx.node, kept)
         if debt is not None:
             self.sending.plan(debt)
+            self.leaving.owe(debt)
 
     def _settled(self, debt: Debt) -> None:
         """K receipts are committed: the artifact takes its final path here, and its WAL entry may go."""
@@ -394,9 +414,8 @@ class Replica:
             self.shedding.stirred()
             self.debts.recount()
             self.sending.replan_all()
-        if self.members.twin is not None and not self._exited:
-            self._exited = True
-            self.ctx.emit(Exit(tuple(debt.record for debt in self.debts.own_open())))
+        if self.members.twin is not None:
+            self.departing.exit()
 
     def _received(self, event: e.Received) -> None:
         peer, message = event.peer, event.message
@@ -406,6 +425,7 @@ class Replica:
 
     def _receipted(self, peer: NodeId, receipt: m.Receipt) -> None:
         self.spreading.received(peer, Rows(holdings=receipt.holdings))
+        self.leaving.received(peer, receipt)
         self.sending.receipted(peer, receipt)
 
     def _goodbye(self, peer: NodeId, message: m.Goodbye) -> None:
@@ -421,39 +441,11 @@ class Replica:
 
     # --- flushing and leaving ---
 
-    def _flush(self, event: e.Flush) -> None:
-        """Push what is at risk now; with `leave`, this is the last thing this node does."""
+    def _depart(self, event: e.Flush | e.Notice) -> None:
+        """What of our own waits to be repaired is owed at once, whatever the reason."""
         for record in self.repair.take_own():
             self._owe(record)
-        if event.leave:
-            self._leaving = event
-            self.accepting.stopping = self.receiving.stopping = True
-            self.members.state(accepting=False)
-            self.sending.smallest_first()
+        if isinstance(event, e.Flush):
+            self.departing.flush(event)
         else:
-            self._flushes.append(event)
-        self.sending.replan_all()
-        self._leave_if_done()
-        if event.leave and not self._exited:
-            self.ctx.emit(SetTimer("flush", min(event.deadline_ms, self.ctx.now_ms + 50)))
-
-    def _leave_if_done(self) -> None:
-        own = self.debts.own_open()
-        hopeless = not self.members.sessions
-        for flush in list(self._flushes):
-            if not (own or self.ctx.committing) or hopeless or self.ctx.now_ms >= flush.deadline_ms:
-                self._flushes.remove(flush)
-                left = f"{len(own)} artifacts are still at risk; `spore risk` says why" if own else ""
-                self.ctx.emit(Answer(flush.request, left, copies=len(own), durable=not own))
-        if self._leaving is None or self._exited:
-            return
-        working = self.ctx.committing or (own and not hopeless)
-        if working and self.ctx.now_ms < self._leaving.deadline_ms:
-            self.ctx.emit(SetTimer("flush", self.ctx.now_ms + 50))
-            return
-        self._exited = True
-        self.members.state(presence=Presence.LEFT)
-        self.members.leave()
-        for peer in sorted(self.members.sessions):
-            self.ctx.send(peer, m.Goodbye(f"{len(own)} artifacts at risk" if own else "nothing at risk"))
-        self.ctx.emit(Exit(tuple(debt.record for debt in own)))
+            self.departing.notice(event)

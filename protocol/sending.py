@@ -13,10 +13,11 @@ from itertools import islice
 
 from protocol.context import Context
 from protocol.debts import Debt, Debts
-from protocol.effects import Upload
+from protocol.effects import Abandon, Upload
 from protocol.membership import Membership
 from protocol.messages import BUSY, HAVE, Ask, Offer, Receipt, Take
 from protocol.placement import counted, targets
+from protocol.uplink import Uplink
 from protocol.values import NodeId, Parcel, Record, RecordKey
 
 SMALL_BYTES = 1 << 20  # up to one chunk an artifact travels in a batch
@@ -44,6 +45,7 @@ class Outgoing:
     records: list[Record]
     deadline_ms: int
     large: bool
+    since_ms: int  # it was offered, or, once it is being uploaded, taken
     asked: bool = False  # it answers an Ask: no debt depends on it
     uploading: bool = False
 
@@ -65,6 +67,8 @@ class Sending:
         self.members = members
         self.debts = debts
         self.lanes: dict[NodeId, Lane] = {}
+        self.uplink = Uplink()
+        self.held = False  # a plan governs what is offered (see leaving.py): nothing is queued
         self._transfer = 0
         self._unplanned: dict[RecordKey, None] = {}
 
@@ -76,6 +80,8 @@ class Sending:
 
     def plan(self, debt: Debt) -> None:
         """Queue the artifact for every store that is still needed and not asked yet."""
+        if self.held:
+            return
         now = self.ctx.now_ms
         around = self.debts.pool_of(debt.record)
         busy = {node for node, (until, _) in debt.refused.items() if until > now}
@@ -92,7 +98,7 @@ class Sending:
 
     def replan(self) -> None:
         """Look again at every debt that is asked of nobody: somebody may have come, or may be asked again."""
-        if not self.members.seats(self.ctx.store):
+        if self.held or not self.members.seats(self.ctx.store):
             return
         for key in list(islice(self._unplanned, REPLANS_PER_TICK)):
             del self._unplanned[key]
@@ -105,17 +111,50 @@ class Sending:
         self._unplanned |= dict.fromkeys(self.debts.open)
         self.replan()
 
-    def smallest_first(self) -> None:
-        """Before leaving: as many artifacts as possible, so the smallest first."""
-        for lane in self.lanes.values():
-            for queue in (lane.small, lane.large):
-                ordered = sorted(queue, key=self._size_of)
-                queue.clear()
-                queue.extend(ordered)
+    # --- while a plan governs (see leaving.py) ---
 
-    def _size_of(self, key: RecordKey) -> int:
-        debt = self.debts.open.get(key)
-        return debt.record.size if debt else 0
+    def hold(self) -> None:
+        """Queue nothing more, forget what was queued, and stop serving others: the uplink is needed."""
+        self.held = True
+        for peer in sorted(self.lanes):
+            lane = self.lanes[peer]
+            for key in (*lane.small, *lane.large):
+                if key in self.debts.open:
+                    self.debts.open[key].asked.discard(peer)
+            lane.small.clear()
+            lane.large.clear()
+            for transfer in [t for t, offer in lane.offers.items() if offer.asked]:
+                self.abandon(peer, transfer, "this node leaves")
+
+    def release(self) -> None:
+        self.held = False
+        self.replan_all()
+
+    def offer_now(self, peer: NodeId, records: list[Record]) -> int:
+        """Offer these, whole, past every queue; the number of the transfer."""
+        for record in records:
+            self.debts.open[record.key].asked.add(peer)
+        lane = self.lanes.setdefault(peer, Lane())
+        self._offer(peer, lane, records, large=records[0].size > SMALL_BYTES)
+        return self._transfer
+
+    def abandon(self, peer: NodeId, transfer: int, why: str) -> None:
+        """Give an offer up, its upload too; with a reason, the peer is not asked again for these soon."""
+        offer = self._close(peer, transfer)
+        if offer is None:
+            return
+        if offer.uploading:
+            self.ctx.emit(Abandon(transfer, why))
+        for record in () if offer.asked else offer.records:
+            debt = self.debts.open.get(record.key)
+            if debt is not None:
+                debt.asked.discard(peer)
+                if why:
+                    debt.refused[peer] = (self.ctx.now_ms + BUSY_MS, why)
+
+    def uplink_rate(self) -> int | None:
+        """Bytes per second that leave this node, as limited and as measured."""
+        return self.uplink.rate(self.ctx.egress_bytes_per_second, self.ctx.now_ms)
 
     # --- offering ---
 
@@ -162,12 +201,15 @@ class Sending:
             return
         self._transfer += 1
         deadline = self.ctx.now_ms + TAKE_MS_MAX
-        lane.offers[self._transfer] = Outgoing(self._transfer, node, records, deadline, large, bool(answers))
+        now = self.ctx.now_ms
+        lane.offers[self._transfer] = Outgoing(self._transfer, node, records, deadline, large, now, bool(answers))
         parcels = tuple(Parcel(record) for record in records)
         self.ctx.send(node, Offer(self._transfer, parcels, answers))
 
     def asked(self, peer: NodeId, ask: Ask) -> None:
-        """A peer asks for bytes: offer what we hold of it."""
+        """A peer asks for bytes: offer what we hold of it. Who leaves needs its uplink; others may hold it too."""
+        if self.held:
+            return
         lane = self.lanes.setdefault(peer, Lane())
         records = []
         for digest in ask.digests:
@@ -182,7 +224,7 @@ class Sending:
     # --- answers ---
 
     def taken(self, peer: NodeId, take: Take) -> None:
-        offer = self._find(peer, take.transfer)
+        offer = self.find(peer, take.transfer)
         if offer is None or offer.uploading or len(take.refused) != len(offer.records):
             return
         parcels = []
@@ -196,8 +238,9 @@ class Sending:
         if not parcels:
             self._close(peer, take.transfer)
             return
-        offer.records, offer.uploading = kept, True
+        offer.records, offer.uploading, offer.since_ms = kept, True, self.ctx.now_ms
         size = sum(record.size for record in kept)
+        self.uplink.started(take.transfer, size, self.ctx.now_ms)
         offer.deadline_ms = self.ctx.now_ms + RECEIPT_MS_MAX + size * 1000 // UPLOAD_BYTES_PER_SECOND_MIN
         self.ctx.emit(Upload(take.transfer, peer, tuple(parcels)))
 
@@ -212,10 +255,14 @@ class Sending:
 
     def receipted(self, peer: NodeId, receipt: Receipt) -> None:
         """The receiver is done; its holdings are being committed here. What it did not get is offered again."""
-        offer = self._close(peer, receipt.transfer)
+        lane = self.lanes.get(peer)
+        offer = lane.offers.pop(receipt.transfer, None) if lane else None
         if offer is None:
             return
         got = {holding.digest for holding in receipt.holdings}
+        sizes = [record.size for record in offer.records if record.digest in got]
+        if offer.uploading:
+            self.uplink.delivered(receipt.transfer, sum(sizes), self.ctx.now_ms)
         reasons = dict(receipt.failed)
         for record in offer.records:
             if record.digest not in got:
@@ -273,10 +320,11 @@ class Sending:
         else:
             self.plan(debt)
 
-    def _find(self, peer: NodeId, transfer: int) -> Outgoing | None:
+    def find(self, peer: NodeId, transfer: int) -> Outgoing | None:
         lane = self.lanes.get(peer)
         return lane.offers.get(transfer) if lane else None
 
     def _close(self, peer: NodeId, transfer: int) -> Outgoing | None:
         lane = self.lanes.get(peer)
+        self.uplink.ended(transfer)
         return lane.offers.pop(transfer, None) if lane else None

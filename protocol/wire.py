@@ -42,6 +42,7 @@ from protocol.values import (
     Parcel,
     Presence,
     Record,
+    RecordKey,
     Rows,
     State,
     Stripe,
@@ -52,6 +53,7 @@ VERSION = 1
 MESSAGE_BYTES_MAX = 4 << 20  # a full offer: 1,000 parcels of at most 2.5 kB, and room to grow
 ROWS_MAX = 2_000  # rows in a message: one page of an exchange; what a group commit applies in a few ms
 PARCELS_MAX = 1_000  # parcels in an offer: one group commit at the receiver
+SAVED_MAX = 64  # nodes that a leaving one names: it sends to eight at a time
 STRIPES_MAX = 4_096  # stripes of a parcel: a map more scattered than this is asked for in parts
 FINGERPRINTS_MAX = cells.CELLS_MAX  # in a message: more than the largest sketch resolves
 SENTENCE_CHARS_MAX = 500  # reasons are for people
@@ -254,6 +256,36 @@ def _digests(rows: object) -> tuple[Digest, ...]:
     return tuple(as_bytes(d, DIGEST_BYTES, "digest") for d in as_list(rows, PARCELS_MAX, "digests"))
 
 
+def _pack_farewell(x: m.Farewell) -> Packed:
+    named = [[*u.key, u.digest, u.size, u.copies, _clip(u.why)] for u in x.named]
+    saved = [[s.node, s.artifacts, s.bytes] for s in x.saved]
+    return [x.artifacts, x.bytes, saved, x.unsafe, x.unsafe_bytes, x.lost, x.lost_bytes, named]
+
+
+def _unpack_farewell(f: Packed) -> m.Farewell:
+    at_risk, unsafe, unsafe_bytes, lost, lost_bytes = (as_int(f[i], SEQ_MAX, "a total") for i in (0, 3, 4, 5, 6))
+    saved = tuple(_unpack_saved(row) for row in as_list(f[2], SAVED_MAX, "saved"))
+    named = tuple(_unpack_unsafe(row) for row in as_list(f[7], PARCELS_MAX, "unsafe"))
+    at_risk_bytes = as_int(f[1], SEQ_MAX, "a total")
+    return m.Farewell(at_risk, at_risk_bytes, saved, unsafe, unsafe_bytes, lost, lost_bytes, named)
+
+
+def _unpack_saved(row: object) -> m.Saved:
+    f = as_fields(row, 3, "saved")
+    return m.Saved(as_node(f[0]), as_int(f[1], SEQ_MAX, "artifacts"), as_int(f[2], SEQ_MAX, "bytes"))
+
+
+def _unpack_unsafe(row: object) -> m.Unsafe:
+    f = as_fields(row, 7, "unsafe")
+    return m.Unsafe(
+        key=RecordKey(as_name(f[0]), as_int(f[1], HLC_MAX, "hlc"), as_node(f[2])),
+        digest=as_bytes(f[3], DIGEST_BYTES, "digest"),
+        size=as_int(f[4], SIZE_MAX, "size"),
+        copies=as_int(f[5], SEQ_MAX, "copies"),
+        why=as_text(f[6], SENTENCE_CHARS_MAX, "reason"),
+    )
+
+
 # type number -> (class, count of known fields, fields from message, message from fields)
 _TABLE: dict[int, tuple[type, int, Pack, Unpack]] = {
     1: (
@@ -285,6 +317,7 @@ _TABLE: dict[int, tuple[type, int, Pack, Unpack]] = {
     9: (m.CellsWanted, 1, lambda x: [x.count], lambda f: m.CellsWanted(as_int(f[0], cells.CELLS_MAX, "cells"))),
     10: (m.Lacking, 1, lambda x: [list(x.fingerprints)], lambda f: m.Lacking(_fingerprints(f[0]))),
     11: (m.Prints, 3, lambda x: [x.first, x.end, list(x.fingerprints)], _unpack_prints),
+    25: (m.Farewell, 8, _pack_farewell, _unpack_farewell),
     8: (m.Goodbye, 1, lambda x: [_clip(x.why)], lambda f: m.Goodbye(as_text(f[0], SENTENCE_CHARS_MAX, "reason"))),
 }
 _TABLE |= {

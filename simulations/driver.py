@@ -238,6 +238,7 @@ class SimNode:
             f.StreamPrints: self._stream_prints,
             f.ComparePrints: self._compare_prints,
             f.Upload: lambda effect: self.around.streams.upload(self, effect),
+            f.Abandon: lambda effect: self.around.streams.abandon(self, effect),
             f.Fetch: lambda effect: self.around.streams.fetch(self, effect),
             f.Reserve: self._reserve,
             f.Unreserve: self._unreserve,

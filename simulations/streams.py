@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from random import Random
 
 from protocol.chunks import CHUNK_BYTES, chunk_count
-from protocol.effects import Fetch, Upload
+from protocol.effects import Abandon, Fetch, Upload
 from protocol.events import Arrived, Uploaded
 from protocol.values import NodeId, Parcel, Record
 from simulations.chance import between
@@ -94,6 +94,12 @@ class Streams:
             node.later(1_000, node.handle, Uploaded(effect.transfer, f"{effect.peer} cannot be reached"))
             return
         node.later(2 * self.network.latency_ms(node.name, effect.peer), self._begin, node, effect)
+
+    def abandon(self, node: SimNode, effect: Abandon) -> None:
+        """The sender closes the connection: the receiver takes no further step of it."""
+        for name in sorted(self.nodes):
+            self.nodes[name].expected.pop((node.name, effect.transfer), None)
+            self.nodes[name].receiving_now.pop((node.name, effect.transfer), None)
 
     def _begin(self, node: SimNode, effect: Upload) -> None:
         peer = self.nodes[effect.peer]

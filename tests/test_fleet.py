@@ -26,7 +26,7 @@ def fleet(*hosts: Host, **settings: object) -> Fleet:
 def test_the_defaults_are_those_of_the_design() -> None:
     routing = Routing()
     assert (routing.auto_sync_interval_seconds, routing.gossip_interval_seconds) == (60, 30)
-    assert (routing.max_concurrent_syncs, routing.min_copies, routing.flush_seconds) == (4, 2, 8)
+    assert (routing.max_concurrent_syncs, routing.min_copies, Fleet("test").flush_seconds("a")) == (4, 2, 8)
     assert (routing.disk_cap_percent, routing.min_free_bytes) == (70, GIB)
     assert (routing.copy_max_bytes, routing.wal_bytes_max) == (64 * MIB, GIB)
     assert [kind.name for kind in Fleet("test").kinds] == ["game", "model", "npz", "checkpoint"]

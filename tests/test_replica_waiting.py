@@ -7,8 +7,7 @@ import pytest
 from protocol import effects as f
 from protocol import events as e
 from protocol import messages as m
-from protocol.fleet import Host, Routing
-from protocol.sending import OFFERS_PER_PEER
+from protocol.fleet import Host
 from protocol.values import Presence, Record
 from tests.replicas import NOW, Bench, fleet, holding, member, only, place, record, sent, store_of
 
@@ -299,19 +298,6 @@ def test_a_leaving_node_accepts_nothing_more_and_says_where_to_go() -> None:
     leave(alpha)
     ((_, error, _, _),) = answers(alpha.handle(alpha.put(f"{NAME}2", 6, request=4)))
     assert "stopping" in error
-
-
-def test_a_leaving_node_sends_the_smallest_first() -> None:
-    """As many artifacts as possible; one peer that takes few offers at once shows the order."""
-    of = fleet(routing=Routing(max_concurrent_syncs=1))
-    alpha = ready("beta", of=of)
-    busy = [alpha.accepted(f"{NAME}-{number}", number + 900) for number in range(OFFERS_PER_PEER)]
-    waiting = [alpha.accepted(f"{NAME}+{number}", number) for number in (70, 30, 50)]
-    leave(alpha)
-    first = next(offer.transfer for _, offer in sent(alpha.effects, m.Offer))
-    out = alpha.receipt("beta", busy[0], transfer=first)
-    ((_, offer),) = sent(out, m.Offer)
-    assert [parcel.record for parcel in offer.parcels] == [waiting[1], waiting[2], waiting[0]]
 
 
 def test_a_node_that_leaves_for_others_is_not_kept_by_what_they_are_owed() -> None:

@@ -67,6 +67,9 @@ MESSAGES: dict[str, m.Message] = {
     "ask": m.Ask(12, (D1, D2)),
     "confirm": m.Confirm((D1, D2)),
     "confirmed": m.Confirmed((D1, D2), (D2,)),
+    "farewell": m.Farewell(
+        3, 900, (m.Saved("beta", 2, 600),), 1, 300, 1, 300, (m.Unsafe(RECORD.key, D1, 300, 0, "the time was over"),)
+    ),
     "goodbye": m.Goodbye("nothing at risk"),
 }
 
@@ -131,6 +134,11 @@ FROZEN = {
     "ask": (
         "9401070c92c4200101010101010101010101010101010101010101010101010101010101010101c420020202020202020202"
         "0202020202020202020202020202020202020202020202"
+    ),
+    "farewell": (
+        "9a011903cd03849193a46265746102cd025801cd012c01cd012c9197b8636865636b706f696e742f72756e2d372f73746570"
+        "2e7074ce007b0000a5616c706861c4200101010101010101010101010101010101010101010101010101010101010101cd01"
+        "2c00b17468652074696d6520776173206f766572"
     ),
     "goodbye": "930108af6e6f7468696e67206174207269736b",
 }
@@ -241,6 +249,13 @@ messages = st.one_of(
     ),
     st.builds(m.Receipt, numbers, few(holdings), few(st.tuples(digests, sentences))),
     st.builds(m.Ask, numbers, few(digests)),
+    st.builds(
+        m.Farewell,
+        *[st.integers(0, 9)] * 2,
+        st.just((m.Saved("beta", 2, 600),)),
+        *[st.integers(0, 9)] * 4,
+        st.builds(lambda r, why: (m.Unsafe(r.key, r.digest, r.size, 0, why),), records, sentences),
+    ),
     st.builds(m.Goodbye, sentences),
 )
 
