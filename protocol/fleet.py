@@ -31,7 +31,7 @@ Snapshot = Literal["sqlite"]
 Scope = Literal["cluster", "peers"]
 Priority = Literal["low", "normal", "high", "critical"]
 Deletion = Literal["ignore", "propagate"]
-PRIORITIES: tuple[Priority, ...] = ("low", "normal", "high", "critical")  # the least first
+PRIORITIES: tuple[Priority, ...] = ("critical", "high", "normal", "low")  # in the order of service
 
 
 @dataclass(frozen=True, slots=True)

@@ -76,7 +76,7 @@ class Leaving:
         self._looked_ms = 0
         self._began: tuple[int, int] = (0, 0)  # artifacts and bytes at risk when it began, and since
         self._saved: dict[NodeId, tuple[int, int]] = {}  # whose receipts came: artifacts, bytes
-        self._order: list[tuple[int, int, int, RecordKey]] = []  # a heap: safety, -priority, size
+        self._order: list[tuple[int, int, int, RecordKey]] = []  # a heap: safety, priority, size
         self._queued: dict[RecordKey, int] = {}  # the safety with which each stands in it; other entries are outdated
         self._late: list[tuple[int, RecordKey]] = []  # a heap by size: what does not fit into the time left
         self._shunned: dict[NodeId, int] = {}
@@ -346,7 +346,7 @@ class Leaving:
 
     def _worth(self, debt: Debt) -> tuple[int, int]:
         kind = self.ctx.kind(debt.record.name)
-        return (-PRIORITIES.index(kind.priority) if kind else 0, debt.record.size)
+        return (PRIORITIES.index(kind.priority) if kind else len(PRIORITIES), debt.record.size)
 
     # --- peers ---
 

@@ -14,6 +14,7 @@ from itertools import islice
 from protocol.context import Context
 from protocol.debts import Debt, Debts
 from protocol.effects import Abandon, Upload
+from protocol.fleet import PRIORITIES
 from protocol.membership import Membership
 from protocol.messages import BUSY, HAVE, Ask, Offer, Receipt, Take
 from protocol.placement import counted, targets
@@ -32,7 +33,6 @@ BUSY_MS = 500  # a busy receiver is asked again after this
 REFUSED_MS = 10_000  # any other refusal or failure
 NO_SESSION = "there is no session with it"
 REPLANS_PER_TICK = 1_000  # debts looked at again each second: 30 ms of work
-PRIORITIES = ("critical", "high", "normal", "low")  # in the order of service
 UPLOAD_BYTES_PER_SECOND_MIN = 16_384  # slower than this is a stalled peer; the driver's watchdog is stricter
 
 
