@@ -112,7 +112,7 @@ class Agent:
         await self._open_network()
         self.spawn(self.committer.run(), for_ever="the group committer")
         for work in upkeep.FOR_EVER:
-            self.spawn(work(self), for_ever="upkeep")
+            self.spawn(work(self), for_ever=f"upkeep: {work.__name__}")
         await self.intake.start()
 
     async def _open_storage(self) -> None:
@@ -370,7 +370,11 @@ class Agent:
 
     def healthy(self) -> bool:
         """What the watchdog asks: the loop turns, the core ticks, groups are committed, files are taken in."""
-        return time.monotonic() - self.ticked < TICK_SECONDS_MAX and not self._dead
+        return time.monotonic() - self.ticked < TICK_SECONDS_MAX and not self.not_running()
+
+    def not_running(self) -> list[str]:
+        """Works that go on for as long as the agent does, and have ended: what nobody would notice for days."""
+        return [*self._dead, *self.intake.ended(), *self.sessions.ended(), *self.listener.ended()]
 
     def _post_from_thread(self, event: e.Event) -> None:
         with suppress(RuntimeError):  # the loop has closed: the agent is gone

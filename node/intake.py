@@ -124,6 +124,10 @@ class Intake:
         await asyncio.gather(*self.tasks, return_exceptions=True)
         self.tasks.clear()
 
+    def ended(self) -> list[str]:
+        """Which of the works begun at the start go on no more; one that is only spawned leaves the list at its end."""
+        return [task.get_name() for task in self.tasks if task.done()]
+
     async def finish(self, until: float) -> None:
         """Before leaving: a last snapshot of what changed, and acceptance of what was found, until a loop time."""
         loop = asyncio.get_running_loop()

@@ -92,6 +92,11 @@ class Listener:
         self._socket = await _bind(host, port)
         self._accepting = asyncio.create_task(self._accept(self._socket), name="listener")
 
+    def ended(self) -> list[str]:
+        """The work that should go on until `stop`, where it did not."""
+        accepting = self._accepting
+        return [accepting.get_name()] if accepting is not None and accepting.done() else []
+
     async def stop(self) -> None:
         """Accept nothing more, end what is still opening and every bulk connection. Web connections are aiohttp's."""
         tasks = [task for task in (self._accepting, *self._opening) if task is not None]

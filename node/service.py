@@ -237,6 +237,7 @@ class Service(PolicyAnswers, TransportAnswers):
                 "down": len(members.peers) - len(members.alive),
             },
             "healthy": agent.replica.accepting.healthy,
+            "not_running": agent.not_running(),
             "wal": {"bytes": agent.wal.usage().bytes, "entries": agent.wal.usage().live_entries},
             "transfers": [_transfer(p) for p in (*agent.transfers.snapshot(), *agent.bulk.inbox.snapshot())],
             "breakers": agent.guards.facts(),

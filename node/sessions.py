@@ -89,6 +89,7 @@ class Sessions:
         self._refusals = refusals
         self._limits = limits or SessionLimits()
         self._client: aiohttp.ClientSession | None = None
+        self._beating: asyncio.Task[None] | None = None
         self._sessions: dict[NodeId, Session] = {}
         self._dials: dict[NodeId, asyncio.Task[None]] = {}
         self._greeting: set[WebSocket] = set()  # accepted, their hello not read yet
@@ -104,7 +105,8 @@ class Sessions:
 
     async def start(self) -> None:
         self._client = new_client()
-        self._spawn(self._beat())
+        self._beating = asyncio.create_task(self._beat(), name="heartbeats of sessions")
+        self._tasks.add(self._beating)
 
     async def stop(self) -> None:
         """Send what is queued, say goodbye to everybody, and leave no task and no socket behind."""
@@ -124,6 +126,11 @@ class Sessions:
         await asyncio.gather(*tasks, return_exceptions=True)
         if self._client is not None:
             await self._client.close()
+
+    def ended(self) -> list[str]:
+        """The work that should go on until `stop`, where it did not."""
+        beating = self._beating
+        return [beating.get_name()] if beating is not None and beating.done() else []
 
     # --- what the core asks for ---------------------------------------------------------------------------------
 

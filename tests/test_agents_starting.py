@@ -68,6 +68,15 @@ def test_a_folder_without_a_node_is_told_how_to_become_one(tmp_path: Path) -> No
     assert "Traceback" not in refused_start(tmp_path / "empty")
 
 
+def test_a_node_that_the_hosts_file_does_not_name_is_told_where_to_be_added(fleet: LocalFleet, tmp_path: Path) -> None:
+    folder = copied(fleet, "b", tmp_path / "unlisted")
+    hosts = folder / "distributed_hosts.yaml"
+    hosts.write_text(hosts.read_text().replace('"b": {', '"other": {'))
+    sentence = one_sentence(refused_start(folder))
+    assert f"node b is not in {hosts}" in sentence
+    assert "add it under hosts" in sentence
+
+
 def test_a_folder_on_a_network_file_system_is_refused(
     fleet: LocalFleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from node.metrics import GAUGES
 
 PAGE = (Path(__file__).resolve().parent.parent / "docs" / "metrics.md").read_text()
-UNITS = {"artifacts", "bytes", "nodes", "entries", "commits", "effects", "seconds", "0 or 1"}
+UNITS = {"works", "artifacts", "bytes", "nodes", "entries", "commits", "effects", "seconds", "0 or 1"}
 
 
 def rows() -> dict[str, list[str]]:

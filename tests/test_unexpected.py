@@ -14,11 +14,18 @@ from pathlib import Path
 
 import pytest
 
+from node import upkeep
+from node.agent import Agent
+from node.config import HOSTS_FILE_NAME, load_fleet
+from node.identity import Identity
 from node.listener import WEB_ALPN
+from node.local_fleet import LocalFleet
 from node.run import _logger, unexpected
+from node.service import Service
 from node.tls import JOIN_ALPN, client_context, unverified_join_context
 from protocol.effects import Report
 from protocol.values import Digest
+from tests.agents import HOSTS, ROUTING
 from tests.kills import _whole
 from tests.net import GENEROUS_SECONDS, MemoryBlob, Node, issuer_identity, joined, plain_socket, run, until
 
@@ -147,3 +154,46 @@ def test_a_traceback_in_a_log_is_told_whole() -> None:
     ]
     assert list(_whole(log, 1)) == log[:5]
     assert list(_whole(log, 4)) == [log[4]]
+
+
+def test_a_work_that_ended_and_should_not_have_is_told_by_status_metrics_and_the_watchdog(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reports: list[Report] = []
+    monkeypatch.setattr(upkeep, "WATCH_SECONDS", 0.01)
+    fleet = LocalFleet(tmp_path, HOSTS, ROUTING)
+    fleet.prepare()
+    folder = fleet.nodes["a"].folder
+
+    async def story() -> None:
+        hosts_file = load_fleet(folder / HOSTS_FILE_NAME)
+        identity = Identity.load(folder, now=time.time(), cluster=hosts_file.cluster)
+        agent = Agent(folder, identity, hosts_file, {}, reports.append)
+        await agent.start()
+        try:
+            service = Service(agent)
+            assert (agent.healthy(), (await service.status(False))["not_running"]) == (True, [])
+            agent.transfers.watch = lambda: {}["missing"]  # type: ignore[method-assign]
+            await until(lambda: not agent.healthy(), "the watchdog to be told")
+            assert (await service.status(False))["not_running"] == ["upkeep: watch_transfers"]
+            assert b"spore_not_running 1.0" in agent.render_metrics()
+            assert Report("error", "fault", "upkeep: watch_transfers failed: KeyError: 'missing'") in reports
+            service.close()
+        finally:
+            await agent.stop()
+
+    run(story)
+
+
+def test_every_work_that_should_never_end_is_looked_at(tmp_path: Path) -> None:
+    a = issuer_identity(tmp_path / "a")
+
+    async def story() -> None:
+        async with Node(a) as node:
+            assert node.sessions.ended() + node.listener.ended() == []
+            for task in asyncio.all_tasks():
+                if task.get_name() in ("heartbeats of sessions", "listener"):
+                    task.cancel()
+            await until(lambda: node.sessions.ended() + node.listener.ended() == ["heartbeats of sessions", "listener"])
+
+    run(story)

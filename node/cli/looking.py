@@ -108,6 +108,8 @@ def _print_status(facts: dict[str, Any]) -> None:
     for name, why in sorted(facts.get("transports", {}).items()):
         if why:
             print(f"without  {name}: {plain(why)}")
+    if facts.get("not_running"):
+        print(f"health   ended and not running any more: {plain(', '.join(facts['not_running']))}; restart the agent")
     if facts["kinds"]:
         print()
         rows = [(kind, held["artifacts"], in_bytes(held["bytes"])) for kind, held in sorted(facts["kinds"].items())]

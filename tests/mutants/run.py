@@ -20,6 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
+from asked import ASKED_BREAKAGES
 from breakages import BREAKAGES, Breakage
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -108,7 +109,11 @@ def unbroken(line: str) -> str:
 
 
 def main(words: list[str]) -> int:
-    chosen = [b for b in BREAKAGES if all(word.lower() in f"{b.heading} {b.name}".lower() for word in words)]
+    chosen = [
+        b
+        for b in (*BREAKAGES, *ASKED_BREAKAGES)
+        if all(word.lower() in f"{b.heading} {b.name}".lower() for word in words)
+    ]
     lines = list(dict.fromkeys(breakage.command for breakage in chosen))
     with ThreadPoolExecutor(WORKERS) as pool:
         for line, complaint in zip(lines, pool.map(unbroken, lines), strict=True):
