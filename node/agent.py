@@ -35,6 +35,7 @@ from node.pending import PendingEntries
 from node.performer import Performer
 from node.refusals import RefusalLog
 from node.renewal import RenewalFailed, renew_certificate
+from node.scrubber import Scrubber
 from node.sessions import Sessions
 from node.snapshot import quick_check
 from node.tls import IdentityContexts
@@ -87,6 +88,7 @@ class Agent:
         self.threads = ThreadPoolExecutor(DISK_THREADS, thread_name_prefix="disk")
         self.writer = ThreadPoolExecutor(1, thread_name_prefix="wal")
         self.guards = Guards()
+        self.damaged = 0  # files set aside in this life
         self.metrics = Metrics()
         self.exit_report: f.Exit | None = None
         self.exited = asyncio.Event()
@@ -111,6 +113,8 @@ class Agent:
         upkeep.tell_room(self, state)  # before the first hello: a node that says it accepts nothing is passed over
         await self._open_network()
         self.spawn(self.committer.run(), for_ever="the group committer")
+        self.scrubber = Scrubber(self)
+        self.spawn(self.scrubber.run(), for_ever="the scrubber")
         for work in upkeep.FOR_EVER:
             self.spawn(work(self), for_ever=f"upkeep: {work.__name__}")
         await self.intake.start()
@@ -402,6 +406,7 @@ class Agent:
         self._post_from_thread(e.Withdrawn(place, why))
 
     def _damaged_from_thread(self, place: Place, why: str) -> None:
+        self.damaged += 1
         self.report_from_thread(Report("error", "damaged", why))
         self._post_from_thread(e.Withdrawn(place, why, damaged=True))
 

@@ -143,6 +143,9 @@ class SharedSettings(Section):
     wal_bytes_max: Annotated[int | None, _bytes(MIB)] = _setting(
         "size", "the write-ahead log's bound; at it, new artifacts wait"
     )
+    scrub_days: Annotated[float | None, _seconds(0, 3650)] = _setting(
+        "days", "all that is held is read again within so many days; 0: only by `spore verify`"
+    )
     staging_bytes_max: Annotated[int | None, _bytes(MIB)] = _setting(
         "size", "the bound of all unfinished incoming transfers together"
     )

@@ -243,6 +243,7 @@ class Service(PolicyAnswers, TransportAnswers):
             "breakers": agent.guards.facts(),
             "relays": agent.carriage.desk.facts(),
             "transports": self.transports(),
+            "scrub": agent.scrubber.facts(),
             "port": agent.listener.port,
         }
         if agent.intake.watcher is not None:

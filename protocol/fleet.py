@@ -103,6 +103,7 @@ class Routing:
     flush_seconds: float | None = None  # None: nothing stated here, the provider decides
     copy_max_bytes: int = 64 * MIB  # a copy this size takes under a second on any disk; above, by reference
     wal_bytes_max: int = GIB  # 16,384 small artifacts that nobody could be told about yet
+    scrub_days: float = 30.0  # a disk that rots is noticed while other copies are still fresh
     staging_bytes_max: int = 64 * GIB  # four concurrent transfers of 16 GiB checkpoints
     metrics_port: int | None = None  # on loopback, metrics without TLS; None: only the node's own port
     allowed_external_storage: tuple[ExternalStorage, ...] = ()

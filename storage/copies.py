@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from storage.files import FileLayer
 
 # What reflink answers where the file systems cannot share extents; anything else is a real failure.
 NO_REFLINK = frozenset({errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY, errno.ENOSYS, errno.EPERM})
+
+Pace = Callable[[int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +35,17 @@ class Hashed:
 def hash_file(files: FileLayer, fd: int) -> Hashed:
     """Hash a file from its beginning to its end."""
     return _pass_over(files, fd, None)
+
+
+def hash_from_disk(files: FileLayer, fd: int, pace: Pace | None = None) -> Digest:
+    """The digest of what the disk has, not of what memory keeps of it; `pace` is told of each piece that was read."""
+    files.drop_pages(fd)
+    hasher = Hasher()
+    while block := files.pread(fd, CHUNK_BYTES, hasher.size):
+        hasher.update(block)
+        if pace is not None:
+            pace(len(block))
+    return hasher.finish()[0]
 
 
 def copy_hashed(files: FileLayer, source_fd: int, target_fd: int) -> Hashed:

@@ -23,7 +23,7 @@ from protocol.wire import STRIPES_MAX
 from storage.acceptance import Acceptance, Accepted
 from storage.blobs import Blob, FileBlob, InlineBlob, whole
 from storage.claims import Claims
-from storage.copies import hash_file
+from storage.copies import Pace, hash_file, hash_from_disk
 from storage.files import FileLayer
 from storage.folders import Stamp, checked_parts, entry_status, open_below, place_of, place_stamp, stamp_of, walk
 from storage.partials import Chunk, Partial
@@ -180,15 +180,16 @@ class Depot:
                 return Entry(entry.record, Kept(aside)) if aside else entry
         return entry
 
-    def verify(self, place: Place) -> str:
-        """Hash a place again. "" when it is what it says, else what is wrong in a sentence (and it is withdrawn)."""
+    def verify(self, place: Place, pace: Pace | None = None) -> str:
+        """Read a place from the disk and hash it. "" when it is what it says, else what is wrong in a sentence (and it
+        is withdrawn)."""
         try:
             blob = self._open_place(place)
             if blob is None:
                 return f"{place.path} is gone or was changed"
             try:
                 with sentences(f"hash {place.path}"):
-                    digest = hash_file(self._files, blob.fileno()).digest
+                    digest = hash_from_disk(self._files, blob.fileno(), pace)
                 blob.check()
             finally:
                 blob.close()

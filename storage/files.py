@@ -96,6 +96,11 @@ class FileLayer:
         """Set access and modification time of an open file."""
         os.utime(fd, ns=(mtime_ns, mtime_ns))
 
+    def drop_pages(self, fd: int) -> None:
+        """Forget what memory holds of a file, as far as it is on the disk, so that the next read asks the disk."""
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+
     # Durability
 
     def fsync(self, fd: int) -> None:
