@@ -61,13 +61,17 @@ COMMANDS: Mapping[str, Mapping[str, Argument]] = {
         "ephemeral": _FLAG,
     },
     "revoke": {"node": _TEXT},
+    "remove": {"node": _TEXT},
+    "drain": {"copies": _COPIES, "deadline_seconds": Argument(float, 3600.0, SECONDS_MAX), "undo": _FLAG},
     "progress": {"name": _TEXT},
     "plan": {"name": _TEXT},
     "pin": {"name": _TEXT, "node": Argument(str, ""), "pinned": Argument(bool, True)},
     "lend": {"digest": _TEXT, "to": _TEXT, "priority": Argument(str, "normal")},
     "limit": {"node": Argument(str, ""), "rate": Argument(str, "")},
 }
-OWNERS_ONLY = frozenset({"rm", "revoke", "token"})  # and `verify` with `rebuild`: they destroy, or let machines in
+OWNERS_ONLY = frozenset(
+    {"rm", "revoke", "remove", "drain", "token"}
+)  # and `verify` with `rebuild`: they destroy, or let machines in
 
 
 @dataclass(frozen=True, slots=True)

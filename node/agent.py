@@ -44,6 +44,7 @@ from node.transfers import TransferHooks, Transfers
 from node.web import Web
 from protocol import effects as f
 from protocol import events as e
+from protocol.declared import removed_name
 from protocol.effects import Report
 from protocol.fleet import RESERVED_KIND, Fleet, split_address
 from protocol.replica import Replica
@@ -288,7 +289,13 @@ class Agent:
             seeds=lambda: [m.address for m in self.replica.members.alive.values() if m.address],
             report=self.report,
             refusals=self.refusals,
+            admitted=self._readmit,
         )
+
+    def _readmit(self, node: str) -> None:
+        """A node that was gone for good has joined anew."""
+        if node in self.replica.members.removed:
+            self.post(e.Declare(0, removed_name(node), (("removed", 0),)))
 
     async def leave(self, seconds: float) -> f.Exit:
         """The final flush: push what is at risk by the plan, take in what was found, say goodbye. Returns within the

@@ -84,6 +84,14 @@ class Door(Protocol):
 
     async def revoke(self, node: str) -> Facts: ...
 
+    async def remove(self, node: str) -> Facts:
+        """The node is gone for good: nothing is expected of it, and what it held is no copy any more."""
+        ...
+
+    async def drain(self, copies: int, deadline_seconds: float, undo: bool) -> Facts:
+        """Accept nothing more, and see to it that `copies` (0: as policy says) of all that is here lie elsewhere."""
+        ...
+
     def lend(self, digest: str, to: str, priority: str) -> AsyncIterator[Facts]:
         """Where these bytes lie, for an rsync of a node that cannot reach our port: `path`, `size`,
         `bytes_per_second`; then the chunk list in pages, `leaves`."""

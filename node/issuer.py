@@ -155,13 +155,15 @@ class JoinServer:
         seeds: Callable[[], Sequence[str]],
         report: Callable[[Report], None],
         refusals: RefusalLog,
+        admitted: Callable[[str], None] = lambda node: None,
     ) -> None:
-        """`seeds` are addresses a new node can dial; `hosts_file` reads the file and is called in a thread."""
+        """`admitted` hears of everybody who was let in; `seeds` are addresses a new node can dial; `hosts_file` reads the file and is called in a thread."""
         self._issuer = issuer
         self._hosts_file = hosts_file
         self._seeds = seeds
         self._report = report
         self._refusals = refusals
+        self._admitted = admitted
         self._failures: deque[tuple[float, str]] = deque(maxlen=FAILURES_MAX)
         # One thread: joins take their turns, and a crowd of them cannot occupy more of the node.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="join")
@@ -224,6 +226,7 @@ class JoinServer:
         except (OSError, UnicodeDecodeError) as problem:
             self._report(Report("error", "join-failed", f"a join failed here: {problem}"))
             return _refusal(500, "issuer", "the issuer failed at its own files: its log says at which")
+        self._admitted(asked.node)
         self._report(Report("info", "joined", f"{asked.node} joined from {address}"))
         return web.json_response(
             {

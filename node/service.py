@@ -13,9 +13,9 @@ from pathlib import Path
 
 from node.agent import Agent
 from node.door import EXIT_USAGE, DoorError, Facts, PutRequest, WaitRequest
+from node.node_answers import NodeAnswers
 from node.policy_answers import PolicyAnswers
 from node.progress import Progress
-from node.tokens import TokenError
 from node.transport_answers import TransportAnswers
 from protocol import effects as f
 from protocol import events as e
@@ -23,7 +23,7 @@ from protocol.chunks import CHUNK_BYTES, digest_of
 from protocol.claims import Standing
 from protocol.fleet import RESERVED_KIND, Kind
 from protocol.membership import Membership
-from protocol.names import NameRefused, check_node, name_of
+from protocol.names import NameRefused, name_of
 from protocol.values import Record
 from storage.acceptance import INLINE_BYTES_MAX, Accepted
 from storage.blobs import Blob
@@ -36,7 +36,7 @@ LIST_PAGE = 1_000
 VERIFY_PAGE = 200
 
 
-class Service(PolicyAnswers, TransportAnswers):
+class Service(PolicyAnswers, TransportAnswers, NodeAnswers):
     """Implements `node.door.Door` for one running agent."""
 
     def __init__(self, agent: Agent) -> None:
@@ -234,10 +234,11 @@ class Service(PolicyAnswers, TransportAnswers):
             "members": {
                 "alive": 1 + len(members.alive),
                 "suspect": sum(members.standing(node) is Standing.SUSPECT for node in members.alive),
-                "down": len(members.peers) - len(members.alive),
+                "down": members.down(),
             },
             "healthy": agent.replica.accepting.healthy,
             "not_running": agent.not_running(),
+            "draining": agent.replica.draining.active,
             "wal": {"bytes": agent.wal.usage().bytes, "entries": agent.wal.usage().live_entries},
             "transfers": [_transfer(p) for p in (*agent.transfers.snapshot(), *agent.bulk.inbox.snapshot())],
             "breakers": agent.guards.facts(),
@@ -368,44 +369,6 @@ class Service(PolicyAnswers, TransportAnswers):
             yield {"done": done, "total": total, "bytes": done_bytes, "bytes_total": total_bytes}
         yield {"result": True, "checked": done, "bytes": done_bytes, "damaged": damaged}
 
-    async def token(self, ttl_seconds: float, uses: int, ephemeral: bool) -> Facts:
-        agent = self.agent
-        if not agent.contexts.identity.issuer:
-            issuers = [name for name, host in sorted(agent.fleet.hosts.items()) if host.issuer]
-            where = f"; run this on {', '.join(issuers)}" if issuers else ""
-            raise DoorError(f"{agent.node} does not hold the cluster's key{where}", EXIT_USAGE)
-        address = agent.fleet.host(agent.node).dial_address or f"127.0.0.1:{agent.listener.port}"
-        now = time.time()
-        try:
-            token = await asyncio.to_thread(
-                lambda: agent.token_book.create(
-                    ttl_seconds=ttl_seconds,
-                    uses=uses,
-                    ephemeral=ephemeral,
-                    addresses=[address],
-                    ca_pin=agent.contexts.identity.ca_pin,
-                    cluster=agent.fleet.cluster,
-                    issuer=agent.node,
-                    now=now,
-                )
-            )
-        except TokenError as problem:
-            raise DoorError(str(problem), EXIT_USAGE) from problem
-        return {"token": token, "expires_at": now + ttl_seconds, "uses": uses, "ephemeral": ephemeral}
-
-    async def revoke(self, node: str) -> Facts:
-        try:
-            check_node(node)
-        except NameRefused as refused:
-            raise DoorError(str(refused), EXIT_USAGE) from refused
-        if node == self.agent.node:
-            raise DoorError("a node cannot revoke itself; run this on another node", EXIT_USAGE)
-        since = int(time.time())
-        number, future = self.agent.request()
-        self.agent.post(e.Declare(number, f"{RESERVED_KIND}/revoked/{node}", (("since", since),)))
-        await self.answer(number, future)
-        return {"node": node, "revoked_at": since}
-
     # --- helpers ---
 
     def _record_of(self, answer: f.Answer) -> Record:
@@ -462,6 +425,8 @@ def _transfer(progress: Progress) -> Facts:
 
 
 def _state(members: Membership, node: str) -> str:
+    if node in members.removed:
+        return "removed"
     if node in members.alive:
         return "suspect" if members.standing(node) is Standing.SUSPECT else "alive"
     return "left" if members.has_left(node) else "down"

@@ -66,6 +66,7 @@ class Debts:
         self.settled = settled
         self.open: dict[RecordKey, Debt] = {}
         self.bytes = 0
+        self.without: StoreId = b""  # our own store while this node is drained: soon it is no copy any more
         self._by_digest: dict[Digest, dict[RecordKey, None]] = {}
         self._uncounted: dict[Digest, None] = {}  # to be counted anew: at most what is open or waited for
         self._waits: dict[Digest, dict[int, Wait]] = {}
@@ -152,7 +153,7 @@ class Debts:
         return member.store if member else b""
 
     def _count(self, debt: Debt, holding: Holding) -> None:
-        if holding.store == debt.origin_store:
+        if holding.store in (debt.origin_store, self.without):
             return
         if holding.present:
             debt.receipts[holding.store] = self._seat(holding)

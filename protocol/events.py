@@ -274,6 +274,19 @@ class Notice:
     why: str
 
 
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """Make the end of this node harmless: `copies` (0: as policy says) of all it has must lie in other stores.
+
+    Answered once that is so, or with what is in the way at `deadline_ms`. `undo` ends it: the node accepts again.
+    """
+
+    request: int
+    copies: int
+    deadline_ms: int
+    undo: bool = False
+
+
 Event = (
     Boot
     | Put
@@ -302,4 +315,5 @@ Event = (
     | Scanned
     | Flush
     | Notice
+    | Drain
 )

@@ -55,6 +55,7 @@ class Membership:
         self.sessions: dict[NodeId, None] = {}
         self.peers: dict[NodeId, Peer] = {}
         self.own = Member(ctx.node, 0, store=ctx.store)
+        self.removed: dict[NodeId, None] = {}  # gone for good, as somebody declared: see `declared`
         self.twin: Twin | None = None  # another machine runs as this node, and this one must stop
         self._instance = random.getrandbits(63) | 1
         rings = Rings.build(ctx.fleet.places)
@@ -180,6 +181,10 @@ class Membership:
         store is there. A dead disk holds nothing, whatever it once said."""
         return self.is_alive(node) or self.gone_ms(node) < REPAIR_GRACE_MS or store in self._live_stores()
 
+    def has_mates(self) -> bool:
+        """Whether another live node has our store."""
+        return any(member.store == self.own.store for member in self.alive.values())
+
     def policies_agree(self) -> bool:
         """Whether every live node goes by the hosts file that we go by; while it is rolled out, nothing is trimmed."""
         if self._agreed is None:
@@ -197,7 +202,8 @@ class Membership:
         if self.is_alive(node):
             return False
         member = self.row(node)
-        return self.standing(node) is Standing.LEFT or (member is not None and member.presence is Presence.LEFT)
+        left = node in self.removed or self.standing(node) is Standing.LEFT
+        return left or (member is not None and member.presence is Presence.LEFT)
 
     def take_changes(self) -> list[NodeId]:
         """Who has come to life or ceased to live since this was last asked."""
@@ -207,6 +213,8 @@ class Membership:
     # --- sessions ---
 
     def session_up(self, peer: NodeId, hello: Hello) -> None:
+        if peer in self.removed:  # its certificate is refused as soon as the handshakes know
+            self.ctx.emit(Hangup(peer, "it was removed from the cluster"))
         self._know(peer, hello.member.address)
         state = self.peers.setdefault(peer, Peer(hello.member.address))
         state.boot, state.used_ms = hello.boot, self.ctx.now_ms
@@ -251,7 +259,8 @@ class Membership:
     def _dial(self, node: NodeId) -> None:
         """Swim has a back-off of its own: what it asks for is done, unless it is under way."""
         peer = self.peers.get(node)
-        if peer is not None and peer.address and self.ctx.now_ms >= peer.dialling_until_ms:
+        reachable = peer is not None and peer.address and node not in self.removed
+        if peer is not None and reachable and self.ctx.now_ms >= peer.dialling_until_ms:
             peer.dialling_until_ms = self.ctx.now_ms + DIALLING_MS_MAX
             self.ctx.emit(Dial(node, peer.address))
 
@@ -270,6 +279,27 @@ class Membership:
     def leave(self) -> None:
         """We leave: told to every peer, and by them to all."""
         self._follow(self.swim.leave(self.ctx.now_ms))
+
+    def remove(self, node: NodeId) -> None:
+        """It is gone for good: nothing is expected of it, and nobody brings it back by what they say."""
+        self.removed[node] = None
+        if node in self.sessions:
+            self.ctx.emit(Hangup(node, "it was removed from the cluster"))
+        if self._unlisted.pop(node, None) is not None:
+            self._enrol()
+        self._look_at(node)
+        self._seats_changed()
+
+    def readmit(self, node: NodeId) -> None:
+        """It has joined anew and is a member like any other."""
+        del self.removed[node]
+        if node in self.peers:
+            self.peers[node].next_dial_ms = 0
+        self._look_at(node)
+
+    def down(self) -> int:
+        """How many are expected and not alive."""
+        return sum(node not in self.alive and node not in self.removed for node in self.peers)
 
     # --- what is heard ---
 
@@ -336,7 +366,7 @@ class Membership:
     def _look_at(self, node: NodeId) -> None:
         """Who lives, by Swim, and is known by its row, counts as alive."""
         row, was_alive = self._rows.get(node), node in self.alive
-        if row is not None and self.swim.is_alive(node) and node != self.ctx.node:
+        if row is not None and self.swim.is_alive(node) and node != self.ctx.node and node not in self.removed:
             if self.alive.get(node) is row:
                 return
             self.alive[node] = row
@@ -363,7 +393,7 @@ class Membership:
 
     def _place(self, member: Member) -> None:
         """A node outside the hosts file has its place on the rings by its row, while it is not known to have left."""
-        if member.node in self.ctx.fleet.hosts or member.node == self.ctx.node:
+        if member.node in self.ctx.fleet.hosts or member.node == self.ctx.node or member.node in self.removed:
             return
         if self._unlisted.get(member.node) != member.domain and member.presence is not Presence.LEFT:
             self._unlisted[member.node] = member.domain

@@ -18,9 +18,11 @@ from protocol.claims import Message as SwimMessage
 from protocol.comparing import Comparing
 from protocol.context import Context
 from protocol.debts import Debt, Debts
+from protocol.declared import Declared
 from protocol.departing import Departing
+from protocol.draining import Draining
 from protocol.effects import Effects, Entry, Hangup, Inline, Referenced, Release, SetTimer, Unlink
-from protocol.fleet import RESERVED_KIND, Fleet
+from protocol.fleet import Fleet
 from protocol.leaving import PLAN, Leaving
 from protocol.membership import WAKE, Membership
 from protocol.pins import Pins
@@ -60,6 +62,8 @@ class Replica:
         self.accepting = Accepting(ctx, self.debts, self._tell, self._owe)
         self.departing = Departing(ctx, self.members, self.debts, self.leaving, self._hold_nothing_more)
         self.receiving.on_own_published(self._own_published)
+        self.declared = Declared(ctx, self.members)
+        self.draining = Draining(ctx, self.members, self.debts, self._hold_nothing_more, self._owe)
         self.repair = Repair(ctx, self.members, self.debts, self._can_send, self._owe)
         self.shedding = Shedding(ctx, self.members, self.debts, self.receiving, self._tell)
         self.sweeping = Sweeping(
@@ -99,10 +103,11 @@ class Replica:
             e.DiskChanged: self._disk_changed,
             e.FleetChanged: self._fleet_changed,
             e.Timer: self._timer,
-            e.Scanned: self.sweeping.scanned,
+            e.Scanned: self._scanned,
             e.HeldChecked: self.shedding.checked,
             e.Flush: self._depart,
             e.Notice: self._depart,
+            e.Drain: self.draining.start,
         }
 
     def _reader_of_each_message(self) -> dict[type, Callable[[NodeId, Any], None]]:
@@ -144,6 +149,7 @@ class Replica:
 
     def _boot(self, event: e.Boot) -> None:
         self.ctx.clock.restate(event.last_hlc)
+        self.declared.boot()
         self.members.boot()
         self.retention.boot()
         for entry in event.pending:
@@ -205,6 +211,7 @@ class Replica:
         self.repair.pump()
         self.shedding.tick()
         self.sweeping.tick()
+        self.draining.tick()
         self._heal()
         self._restore_the_rest()
         self.departing.leave_if_done()
@@ -271,12 +278,10 @@ class Replica:
             self.receiving.pump()
 
     def _note_declared(self, record: Record) -> None:
-        prefix = f"{RESERVED_KIND}/revoked/"
-        if record.name.startswith(prefix) and record.state is State.LIVE:
-            node = record.name.removeprefix(prefix)
-            self.ctx.report("warning", "revoked", f"the certificate of {node} is revoked by {record.origin}")
-            if node in self.members.sessions:
-                self.ctx.emit(Hangup(node, "its certificate is revoked"))
+        if self.declared.heard(record):
+            self.sweeping.hurry(self.ctx.now_ms)  # what a removed node held is no copy any more: repair begins
+            self.debts.recount()
+            self.sending.replan_all()
 
     def _note_pin(self, record: Record) -> None:
         """A name was pinned here: its bytes are fetched, whatever the strategy says."""
@@ -440,6 +445,11 @@ class Replica:
         return self.ctx.holds(record.digest) or bool(self.ctx.catalogue.places(record.digest))
 
     # --- flushing and leaving ---
+
+    def _scanned(self, event: e.Scanned) -> None:
+        """A page for the sweep, or for a drain: their numbers never meet."""
+        self.sweeping.scanned(event)
+        self.draining.scanned(event)
 
     def _depart(self, event: e.Flush | e.Notice) -> None:
         """What of our own waits to be repaired is owed at once, whatever the reason."""

@@ -28,6 +28,7 @@ class FakeDoor:
         self.reads: int | None = None  # how many blocks of a large put are taken before the gate
         self.get_breaks_after: int | None = None  # bytes of a `get` after which the file changes
         self.wrong_bytes = False
+        self.safe = True  # whether a drain succeeds
         self.fault: Exception | None = None  # raised by whatever is asked next
         self.verify_rows: list[Facts] = [
             {"done": 1, "total": 2, "bytes": 10, "bytes_total": 20},
@@ -252,6 +253,15 @@ class FakeDoor:
     async def revoke(self, node: str) -> Facts:
         self._enter("revoke", node)
         return {"node": node, "revoked_at": 1_700_000_000}
+
+    async def remove(self, node: str) -> Facts:
+        self._enter("remove", node)
+        return {"node": node, "removed": True, "revoked_at": 1_700_000_000}
+
+    async def drain(self, copies: int, deadline_seconds: float, undo: bool) -> Facts:
+        self._enter("drain", (copies, deadline_seconds, undo))
+        why = "" if self.safe else "3 artifacts or more depend on this node"
+        return {"safe": self.safe, "draining": not undo, "at_risk": {"artifacts": 0, "bytes": 0}, "why": why}
 
     async def progress(self, name: str) -> Facts:
         self._enter("progress", name)

@@ -271,6 +271,8 @@ def test_every_command_is_answered(tmp_path: Path) -> None:
         "flush": {"deadline_seconds": 3},
         "token": {"ttl_seconds": 60, "uses": 2, "ephemeral": True},
         "revoke": {"node": "node-b"},
+        "remove": {"node": "node-b"},
+        "drain": {},
         "progress": {"name": "model/a"},
         "plan": {"name": "model/a"},
         "pin": {"name": "model/a", "node": "node-b"},
@@ -515,6 +517,8 @@ def test_an_unexpected_failure_is_one_sentence_and_the_connection_goes_on(
 DESTRUCTIVE: list[dict[str, Any]] = [
     {"do": "rm", "name": "model/a"},
     {"do": "revoke", "node": "node-b"},
+    {"do": "remove", "node": "node-b"},
+    {"do": "drain"},
     {"do": "token", "ttl_seconds": 60},
     {"do": "verify", "rebuild": True},
 ]

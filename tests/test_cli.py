@@ -616,6 +616,24 @@ def test_rm_and_revoke(agent: Agent) -> None:
     assert printed("revoke", "node-b")["node"] == "node-b"
 
 
+def test_remove_says_what_is_left_to_do(agent: Agent) -> None:
+    assert printed("remove", "node-b") == {"node": "node-b", "removed": True, "revoked_at": 1_700_000_000}
+    assert spore("remove", "node-b").stdout == "node-b is gone for good; take it out of the hosts file too\n"
+
+
+def test_drain_is_exit_1_while_something_depends_on_the_node(agent: Agent) -> None:
+    assert printed("drain", "--copies", "1")["safe"] is True
+    assert agent.door.calls[-1] == ("drain", (1, 3600.0, False))
+    assert "it may be stopped" in spore("drain").stdout
+    agent.door.safe = False
+    result = spore("drain", "--deadline", "5m")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == (
+        "spore: not safe to stop after 5 min 0 s: 3 artifacts or more depend on this node; it goes on meanwhile\n"
+    )
+    assert spore("drain", "--undo").stdout == "this node accepts again\n"
+
+
 # --- making nodes ---
 
 

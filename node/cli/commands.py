@@ -12,6 +12,7 @@ import click
 from node.cli.failures import EXIT_NOT_ACHIEVED, EXIT_USAGE, CommandFailed
 from node.cli.folders import agent, check, init, join, revoke, token
 from node.cli.getting import get
+from node.cli.leaving import drain, remove
 from node.cli.limiting import lend, limit
 from node.cli.looking import events, ls, peers, risk, status, where
 from node.cli.planning import pin, plan, unpin
@@ -24,7 +25,7 @@ COMMANDS = (
     put, get, ls, where, rm,
     status, peers, risk, events, wait, flush, verify,
     plan, pin, unpin,
-    limit, lend,
+    drain, remove, limit, lend,
     simulate, demo,
 )  # fmt: skip
 

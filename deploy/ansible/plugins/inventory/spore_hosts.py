@@ -24,7 +24,7 @@ short_description: Hosts, groups and variables from distributed_hosts.yaml
 description:
   - Groups are C(spore) (every host that SSH can reach, in the order in which they may be stopped), C(first_issuer),
     C(issuers), C(persistent), C(ephemeral), C(excluded), C(role_ROLE), C(provider_PROVIDER) and C(nfs_FIRST), named by
-    the first host of an NFS group.
+    the first host of an NFS group; and C(batch_NUMBER), the hosts that may stop together.
   - Hosts without an address and without C(ssh.host) are in C(unreachable) alone; they join by token.
 options: {}
 """
@@ -58,6 +58,9 @@ class InventoryModule(BaseInventoryPlugin):
                 inventory.set_variable(name, key, value)
         if shared["spore_issuer"]:
             inventory.add_child("first_issuer", shared["spore_issuer"])
+        for number, batch in enumerate(shared["spore_batches"], 1):  # only groups are known where a play says `serial`
+            for name in batch:
+                inventory.add_child(inventory.add_group(f"batch_{number:04}"), name)
         for key, value in shared.items():
             inventory.set_variable("all", key, value)
 
@@ -119,12 +122,13 @@ def fleet_variables(fleet: Fleet, path: Path) -> dict[str, Any]:
     """What holds for all hosts; `spore_batches` are those that may stop at one time."""
     reachable = {name: host for name, host in sorted(fleet.hosts.items()) if ssh_address(host)}
     issuers = [name for name, host in reachable.items() if host.issuer]
+    stops = batches({name: fleet.domain(name) for name in reachable}, last=issuers)
     return {
         "spore_cluster": fleet.cluster,
         "spore_hosts_file": str(path),
         "spore_min_copies": fleet.routing.min_copies,
         "spore_issuer": issuers[0] if issuers else "",
-        "spore_batches": batches({name: fleet.domain(name) for name in reachable}, last=issuers),
+        "spore_batches": stops,
     }
 
 
