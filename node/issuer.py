@@ -157,7 +157,9 @@ class JoinServer:
         refusals: RefusalLog,
         admitted: Callable[[str], None] = lambda node: None,
     ) -> None:
-        """`admitted` hears of everybody who was let in; `seeds` are addresses a new node can dial; `hosts_file` reads the file and is called in a thread."""
+        """`admitted` hears of everybody who was let in.
+
+        `seeds` are addresses a new node can dial; `hosts_file` reads the file and is called in a thread."""
         self._issuer = issuer
         self._hosts_file = hosts_file
         self._seeds = seeds
