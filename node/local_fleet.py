@@ -50,6 +50,7 @@ class Node:
     folder: Path
     port: int
     process: subprocess.Popen[bytes] | None = None
+    prefix: tuple[str, ...] = ()  # before its command: to run it on a machine of its own
 
     @property
     def root(self) -> Path:
@@ -132,7 +133,7 @@ class LocalFleet:
         env = {key: value for key, value in os.environ.items() if not key.startswith("SPORE_")}
         with node.log.open("ab") as log:
             node.process = subprocess.Popen(
-                [sys.executable, "-m", "node.cli", "agent", str(node.folder)],
+                [*node.prefix, sys.executable, "-m", "node.cli", "agent", str(node.folder)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -7,6 +7,8 @@ from hashlib import blake2b
 
 from protocol.values import Digest, Holding, NodeId, Record
 
+ALONE_MS = 5_000  # a dial takes less, and the next holder is asked meanwhile
+
 
 @dataclass(slots=True)
 class Incoming:
@@ -40,6 +42,11 @@ class Wanted:
     due_ms: int
     offered_by: NodeId = ""
     tries: int = 0  # how often it was asked of somebody
+    unconnected_ms: int = 0  # since when no session with a holder could be had; 0: none was missed
+
+    def alone(self, now_ms: int) -> bool:
+        """Whether no holder can be asked for an upload: then the driver fetches it, by whatever way there is."""
+        return bool(self.unconnected_ms) and now_ms - self.unconnected_ms >= ALONE_MS
 
 
 def hash_order(node: NodeId, own: NodeId) -> int:

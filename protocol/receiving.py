@@ -231,9 +231,10 @@ class Receiving:
             if not sources:
                 continue
             source = sources[wanted.tries % len(sources)]  # who did not bring it is not asked twice in a row
-            if self._by_upload(wanted.record, source):
+            if self._by_upload(wanted.record, source) and not wanted.alone(now):
                 if not self.members.connect(source):
                     wanted.tries += 1  # a session is being opened: the next one meanwhile, or this one in its turn
+                    wanted.unconnected_ms = wanted.unconnected_ms or now
                     continue
                 batch = asks.setdefault(source, [])
                 if len(batch) < ASK_COUNT:

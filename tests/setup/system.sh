@@ -9,6 +9,8 @@ need aria2c aria2
 need rsync rsync
 need ssh openssh-client
 [ -x /usr/sbin/sshd ] || missing="$missing openssh-server"
+need nft nftables
+need tc iproute2
 need b3sum b3sum
 need openssl openssl
 # The fleet test makes hosts of its own, which only root can.
