@@ -65,13 +65,15 @@ COMMANDS: Mapping[str, Mapping[str, Argument]] = {
     "drain": {"copies": _COPIES, "deadline_seconds": Argument(float, 3600.0, SECONDS_MAX), "undo": _FLAG},
     "progress": {"name": _TEXT},
     "plan": {"name": _TEXT},
+    "age": {"glob": Argument(str, None)},
+    "recommend": {},
+    "expire": {"glob": _TEXT, "older_seconds": Argument(float, ..., SECONDS_MAX)},
     "pin": {"name": _TEXT, "node": Argument(str, ""), "pinned": Argument(bool, True)},
     "lend": {"digest": _TEXT, "to": _TEXT, "priority": Argument(str, "normal")},
     "limit": {"node": Argument(str, ""), "rate": Argument(str, "")},
 }
-OWNERS_ONLY = frozenset(
-    {"rm", "revoke", "remove", "drain", "token"}
-)  # and `verify` with `rebuild`: they destroy, or let machines in
+# These, and `verify` with `rebuild`, destroy, or let machines in.
+OWNERS_ONLY = frozenset({"rm", "expire", "revoke", "remove", "drain", "token"})
 
 
 @dataclass(frozen=True, slots=True)

@@ -230,12 +230,12 @@ def _check_receive(fleet: Fleet, findings: Findings) -> None:
     """Kinds that a host is not to receive, and that there are not; kinds that every host of a role refuses."""
     kinds = tuple(kind.name for kind in fleet.kinds)
     for host in fleet.hosts.values():
-        for name, _ in host.receive:
+        for name in host.receive:
             if name not in kinds:
                 hint = did_you_mean(name, kinds, f"Kinds are {', '.join(kinds)}.")
                 findings.error(("hosts", host.name, "receive", name), "there is no such kind", hint, name)
     for kind in fleet.kinds:
-        refused = any((kind.name, False) in host.receive for host in fleet.hosts.values())
+        refused = any(host.receive.get(kind.name) is False for host in fleet.hosts.values())
         if len(fleet.hosts) > 1 and refused and not any(fleet.receives(name, kind.name) for name in fleet.hosts):
             message = f"no host receives the kind {kind.name}: its artifacts would stay at risk for ever"
             findings.error(("kinds", kind.name), message, "Let some host receive it, or exclude fewer hosts.")

@@ -112,3 +112,15 @@ class Door(Protocol):
     async def pin(self, name: str, node: str, pinned: bool) -> Facts:
         """Keep a copy of a name on a node ("": this one), whatever strategy and role say; or no longer."""
         ...
+
+    async def age(self, glob: str | None) -> list[Facts]:
+        """The newest version of each kind and of each prefix below it: how old it is, and where it is missing."""
+        ...
+
+    async def recommend(self) -> list[Facts]:
+        """What should move where, or be changed, and why."""
+        ...
+
+    async def expire(self, glob: str, older_seconds: float) -> Facts:
+        """Delete every name that matches and whose newest version is older than this."""
+        ...

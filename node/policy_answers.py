@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from node.door import EXIT_USAGE, DoorError, Facts
 from protocol import effects as f
 from protocol import events as e
-from protocol.fleet import Kind
+from protocol.clock import age_ms
+from protocol.fleet import RESERVED_KIND, Kind
 from protocol.names import NameRefused, check_name, check_node
 from protocol.pins import pin_name
 from protocol.planning import Candidate, Plan, plan
-from protocol.values import Member, NodeId, Record, State, stores_of
+from protocol.recommending import Newest, members_summary, recommend
+from protocol.values import Member, NodeId, Record, State, StoreId, stores_of
+from storage.queries import QueryRefused, check_glob
 from storage.room import RoomState
 
 if TYPE_CHECKING:
     from node.agent import Agent
 
+RECOMMENDED_REPAIRS = 20  # the most endangered; how many wait stands in the status
+EXPIRED_ROWS_MAX = 1_000  # refusals listed; one reason usually holds for all
 RISK_ROWS_MAX = 10_000  # of what waits for repair; the sums tell the rest
 
 
@@ -41,7 +47,7 @@ class PolicyAnswers:
             record.digest,
             kind,
             replica.ctx.min_copies(record),
-            [self._candidate(node, record, kind) for node in self.nodes()],
+            self.candidates(record, kind),
             record.origin,
             origin.store if origin else b"",
         )
@@ -56,7 +62,12 @@ class PolicyAnswers:
         members = self.agent.replica.members
         return members.own if node == self.agent.node else members.row(node)
 
-    def _candidate(self, node: NodeId, record: Record, kind: Kind) -> Candidate:
+    def candidates(self, record: Record | None = None, kind: Kind | None = None) -> list[Candidate]:
+        """Every node known as a candidate, for a version of a kind or (without) for nothing in particular."""
+        held = stores_of(self.agent.manifest.holdings(record.digest)) if record else frozenset()
+        return [self._candidate(node, record, kind, held) for node in self.nodes()]
+
+    def _candidate(self, node: NodeId, record: Record | None, kind: Kind | None, held: frozenset[StoreId]) -> Candidate:
         agent = self.agent
         members, host = agent.replica.members, agent.fleet.host(node)
         member = self._member(node) or Member(
@@ -66,10 +77,10 @@ class PolicyAnswers:
             member,
             alive=members.is_alive(node),
             left=members.has_left(node),
-            receives=agent.fleet.receives(node, kind.name),
+            receives=kind is None or agent.fleet.receives(node, kind.name),
             priority=host.sync_priority,
-            pinned=agent.replica.pins.is_pinned(node, record.name),
-            holds=member.store in stores_of(agent.manifest.holdings(record.digest)),
+            pinned=record is not None and agent.replica.pins.is_pinned(node, record.name),
+            holds=member.store in held,
         )
 
     async def disk_facts(self, room: RoomState) -> Facts:
@@ -86,6 +97,93 @@ class PolicyAnswers:
             "max_bytes": room.max_bytes,
             "excess_bytes": room.excess_bytes,
         }
+
+    # --- the cluster as a whole ---
+
+    def cluster_totals(self) -> Facts:
+        """All members in sums."""
+        return {**members_summary(self.candidates()), "repair_waiting": self.agent.replica.repair.waiting()}
+
+    async def age(self, glob: str | None) -> list[Facts]:
+        """For each kind, and each first folder or origin below it, the newest version: how old, where, where not."""
+        rows: dict[str, Facts] = {}
+        for newest in await self._newest():
+            row = self._age_facts(newest)
+            kind = f"{newest.record.kind}/"
+            if kind not in rows or row["version_at"] > rows[kind]["version_at"]:
+                rows[kind] = {**row, "prefix": kind}
+            rows.setdefault(f"{newest.prefix}/", row)
+        wanted = check_glob(glob)
+        return [row for prefix, row in sorted(rows.items()) if fnmatchcase(prefix, wanted)]
+
+    async def _newest(self) -> list[Newest]:
+        found = []
+        for prefix, record in await self.agent.manifest.queries.newest_below():
+            kind = self.agent.fleet.kind_of(record.name)
+            if kind is not None:
+                found.append(Newest(prefix, record, self.plan_of(record, kind)))
+                await asyncio.sleep(0)  # a plan among many nodes takes a millisecond
+        return found
+
+    def _age_facts(self, newest: Newest) -> Facts:
+        record = newest.record
+        age_seconds = max(0, age_ms(record.hlc, self.agent.now_ms())) / 1000
+        held = self.agent.manifest.holdings(record.digest)
+        missing = [h.node for h in newest.plan.holders if not h.holds and h.node != record.origin]
+        return {
+            "prefix": f"{newest.prefix}/",
+            "kind": record.kind,
+            "name": record.name,
+            "version_at": round(self.agent.now_ms() / 1000 - age_seconds, 3),
+            "age_seconds": round(age_seconds, 3),
+            "copies": len(stores_of(held)),
+            "needed": newest.plan.copies,
+            "stale": missing,
+        }
+
+    async def recommend(self) -> list[Facts]:
+        """What should move where, or be changed, and why."""
+        agent = self.agent
+        caps = {node: agent.fleet.routing_for(node).disk_cap_percent for node in self.nodes()}
+        worst = agent.replica.repair.worst(RECOMMENDED_REPAIRS)
+        advice = recommend(self.candidates(), caps, agent.replica.members.own.policy_hash, await self._newest(), worst)
+        return [
+            {
+                "action": each.action,
+                "name": each.name,
+                "from": each.source,
+                "to": each.target,
+                "why": each.why,
+                "by_itself": each.by_itself,
+            }
+            for each in advice
+        ]
+
+    async def expire(self, glob: str, older_seconds: float) -> Facts:
+        """Delete every name that matches and whose newest version is older; one that is written meanwhile stays."""
+        before_ms = self.agent.now_ms() - int(older_seconds * 1000)
+        removed, refused = 0, []
+        for name in await self._older(glob, before_ms):
+            number, future = self.agent.request()
+            self.agent.post(e.Remove(number, name, before_ms))
+            try:
+                await self.answer(number, future)
+                removed += 1
+            except DoorError as problem:
+                refused.append({"name": name, "why": problem.sentence})
+        return {"removed": removed, "refused": refused[:EXPIRED_ROWS_MAX]}
+
+    async def _older(self, glob: str, before_ms: int) -> list[str]:
+        names: list[str] = []
+        offset = 0
+        try:
+            while page := await self.agent.manifest.queries.list_artifacts(glob, limit=1_000, offset=offset):
+                offset += len(page)
+                old = [each.record for each in page if age_ms(each.record.hlc, before_ms) >= 0]
+                names += [record.name for record in old if record.kind != RESERVED_KIND]
+        except QueryRefused as refused:
+            raise DoorError(str(refused), EXIT_USAGE) from refused
+        return names
 
     def waiting_for_repair(self) -> list[Facts]:
         """What was accepted here, was durable, and lost copies since: at risk until its turn comes."""

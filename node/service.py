@@ -252,6 +252,7 @@ class Service(PolicyAnswers, TransportAnswers, NodeAnswers):
             facts["watcher"] = {"notified": watched.notified, "waiting": watched.candidates, "scans": watched.scans}
         if cluster:
             facts["cluster_members"] = await self.peers()
+            facts["cluster_totals"] = self.cluster_totals()
         return facts
 
     async def peers(self) -> list[Facts]:
@@ -273,6 +274,8 @@ class Service(PolicyAnswers, TransportAnswers, NodeAnswers):
                     "ephemeral": member.ephemeral if member else host.ephemeral,
                     "accepting": bool(member and member.accepting),
                     "at_risk_bytes": member.at_risk_bytes if member else 0,
+                    "used_bytes": member.used_bytes if member else 0,
+                    "capacity_bytes": member.capacity_bytes if member else 0,
                     "policy": "same" if member and member.policy_hash == members.own.policy_hash else "differs",
                 }
             )

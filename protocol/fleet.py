@@ -175,7 +175,7 @@ class Host:
     sync_priority: Priority = "normal"
     ephemeral: bool = False
     excluded: bool = False
-    receive: tuple[tuple[str, bool], ...] = ()  # by kind; a kind not named is received
+    receive: Mapping[str, bool] = field(default_factory=dict)  # by kind; a kind not named is received
     issuer: bool = False
     nfs_group: str | None = None  # the first name of its group; None: shares its root with nobody
     root: str | None = None  # None: `files` in the node's folder
@@ -300,7 +300,7 @@ class Fleet:
     def receives(self, node: str, kind: str) -> bool:
         """Whether a node may become a holder of a kind."""
         host = self.host(node)
-        return not host.excluded and dict(host.receive).get(kind, True)
+        return not host.excluded and host.receive.get(kind, True)
 
     def min_copies(self, kind: Kind, origin: str) -> int:
         """How many receipts an artifact of this kind from this origin needs."""

@@ -85,7 +85,7 @@ class Membership:
             self._know(node, self.ctx.fleet.hosts[node].dial_address or "")
         self._unlisted = {node: d for node, d in self._unlisted.items() if node not in self.ctx.fleet.hosts}
         hosts = self.ctx.fleet.hosts.values()
-        self._choosy = frozenset(kind for host in hosts for kind, takes in host.receive if not takes)
+        self._choosy = frozenset(kind for host in hosts for kind, takes in host.receive.items() if not takes)
         self._seats_changed()
         self.swim.list_hosts(sorted(self.ctx.fleet.hosts))
         self._enrol()

@@ -1,7 +1,7 @@
 """Pins: a user's word that a node keeps a copy of a name, whatever its role and strategy, and never evicts it.
 
 A pin is a replicated record without bytes under our own kind, `spore/pin/<node>/<name>`, whose meta says `pinned` 1 or
-0; the newest counts. A node remembers its own pins once a sweep has seen every record, and looks them up before.
+0; the newest counts. Pins are remembered once a sweep has seen every record, and looked up before.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from protocol.context import Context
 from protocol.fleet import RESERVED_KIND
 from protocol.values import NodeId, Record, State
 
-PINS_MAX = 100_000  # of one node, remembered; beyond, each is looked up
+PINS_MAX = 100_000  # remembered; beyond, each is looked up
 _PREFIX = f"{RESERVED_KIND}/pin/"
 
 
@@ -25,32 +25,39 @@ def is_pinning(record: Record) -> bool:
 
 
 class Pins:
-    """Which names are pinned, here and elsewhere."""
+    """Which names are pinned, and where."""
 
     def __init__(self, ctx: Context) -> None:
         self.ctx = ctx
-        self._own: dict[str, None] = {}
+        self._nodes: dict[str, dict[NodeId, None]] = {}  # by the name that is pinned
+        self._count = 0
         self._complete = False  # every record was seen since the start
 
     def heard(self, record: Record) -> str:
         """A record was committed or read: the name that is pinned or unpinned here by it, "" for any other record."""
-        prefix = f"{_PREFIX}{self.ctx.node}/"
-        if not record.name.startswith(prefix):
+        if not record.name.startswith(_PREFIX):
             return ""
-        name = record.name.removeprefix(prefix)
-        self._own.pop(name, None)
-        if self.is_pinned(self.ctx.node, name):
-            self._own[name] = None
-        return name
+        node, _, name = record.name.removeprefix(_PREFIX).partition("/")
+        nodes = self._nodes.setdefault(name, {})
+        self._count -= node in nodes
+        nodes.pop(node, None)
+        if self._looked_up(node, name):
+            nodes[node] = None
+            self._count += 1
+        if not nodes:
+            del self._nodes[name]
+        return name if node == self.ctx.node else ""
 
     def seen_all(self) -> None:
         """A sweep has read every record: from now on what is not remembered is not pinned."""
-        self._complete = len(self._own) < PINS_MAX
+        self._complete = self._count < PINS_MAX
 
     def pinned_here(self, name: str) -> bool:
-        return name in self._own if self._complete else self.is_pinned(self.ctx.node, name)
+        return self.is_pinned(self.ctx.node, name)
 
     def is_pinned(self, node: NodeId, name: str) -> bool:
-        """By a look-up, for any node."""
+        return node in self._nodes.get(name, {}) if self._complete else self._looked_up(node, name)
+
+    def _looked_up(self, node: NodeId, name: str) -> bool:
         current = self.ctx.current(pin_name(node, name))
         return current is not None and is_pinning(current)

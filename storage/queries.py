@@ -64,6 +64,17 @@ _HELD_FOR_OTHERS = (
     "SELECT coalesce(sum(size), 0) FROM (SELECT max(p.size) AS size FROM places AS p WHERE NOT EXISTS "
     "(SELECT 1 FROM records AS r WHERE r.digest = p.digest AND r.state = 0 AND r.origin = ?) GROUP BY p.digest)"
 )
+_PREFIX = "substr(name, 1, instr(name, '/') + max(instr(substr(name, instr(name, '/') + 1), '/') - 1, -1))"
+# Jumps from one prefix to the next along the index `records_by_age`, and reads one record below each.
+_NEWEST_BELOW = (
+    "WITH RECURSIVE below(prefix) AS ("
+    f"SELECT (SELECT {_PREFIX} FROM records WHERE state = 0 ORDER BY {_PREFIX} LIMIT 1) UNION ALL "
+    f"SELECT (SELECT {_PREFIX} FROM records WHERE state = 0 AND {_PREFIX} > prefix ORDER BY {_PREFIX} LIMIT 1) "
+    "FROM below WHERE prefix IS NOT NULL LIMIT ?) "
+    f"SELECT prefix, {_RECORD} FROM below JOIN records AS r ON (r.name, r.hlc, r.origin) = ("
+    f"SELECT name, hlc, origin FROM records WHERE state = 0 AND {_PREFIX} = below.prefix ORDER BY hlc DESC LIMIT 1)"
+)
+PREFIXES_MAX = 1_000  # kinds times nodes, or times first folders
 
 
 class QueryRefused(ValueError):
@@ -150,6 +161,11 @@ class Queries:
         record = record_of(found[0][:RECORD_WIDTH])
         rows = await self._rows(_HOLDERS, (record.digest,))
         return Whereabouts(record, int(found[0][RECORD_WIDTH]), tuple(map(_holder, rows)))
+
+    async def newest_below(self) -> tuple[tuple[str, Record], ...]:
+        """For each kind and first folder (or origin) below it: that prefix, and the newest live version there."""
+        rows = await self._rows(_NEWEST_BELOW, (PREFIXES_MAX + 1,))
+        return tuple((str(row[0]), record_of(row[1 : 1 + RECORD_WIDTH])) for row in rows)
 
     async def totals(self) -> Totals:
         """Kept while rows change, so that asking costs the same with ten records and with a million."""

@@ -289,3 +289,19 @@ class FakeDoor:
     async def pin(self, name: str, node: str, pinned: bool) -> Facts:
         self._enter("pin", (name, node, pinned))
         return {"name": name, "node": node or NODE, "pinned": pinned}
+
+    async def age(self, glob: str | None) -> list[Facts]:
+        self._enter("age", glob)
+        facts = {"kind": "model", "name": "model/a", "version_at": 5.0, "age_seconds": 60.0, "copies": 1, "needed": 2}
+        return [{"prefix": "model/", **facts, "stale": ["node-b"]}]
+
+    async def recommend(self) -> list[Facts]:
+        self._enter("recommend")
+        return [{"action": "copy", "name": "model/a", "from": NODE, "to": "node-b", "why": "x", "by_itself": True}]
+
+    async def expire(self, glob: str, older_seconds: float) -> Facts:
+        self._enter("expire", (glob, older_seconds))
+        names = [name for name in self.held if fnmatch.fnmatchcase(name, glob)]
+        for name in names:
+            del self.held[name]
+        return {"removed": len(names), "refused": []}

@@ -276,6 +276,9 @@ def test_every_command_is_answered(tmp_path: Path) -> None:
         "progress": {"name": "model/a"},
         "plan": {"name": "model/a"},
         "pin": {"name": "model/a", "node": "node-b"},
+        "age": {},
+        "recommend": {},
+        "expire": {"glob": "none/*", "older_seconds": 60},
         "limit": {"node": "node-b", "rate": "50"},
         "rm": {"name": "model/a"},
     }

@@ -464,6 +464,8 @@ FIELDS = {
     "events": ["at", "level", "event", "message"],
     "plan": ["name", "kind", "strategy", "copies", "domains", "enough", "holders", "others"],
     "pin": ["name", "node", "pinned"],
+    "age": ["prefix", "kind", "name", "version_at", "age_seconds", "copies", "needed", "stale"],
+    "recommend": ["action", "name", "from", "to", "why", "by_itself"],
 }
 
 

@@ -502,7 +502,7 @@ def test_a_copy_that_is_there_stays_where_it_is_whoever_joins() -> None:
 
 
 def test_a_kind_that_a_host_does_not_receive_is_refused_there() -> None:
-    of = fleet(Host("alpha", address="alpha:7946", receive=(("npz", False),)))
+    of = fleet(Host("alpha", address="alpha:7946", receive={"npz": False}))
     alpha, made = ready("beta", of=of), record(NAME, 5)
     (_, take), *_ = sent(alpha.offer("beta", made), m.Take)
     assert take.refused == ("alpha does not receive the kind npz",)

@@ -15,7 +15,7 @@ from node.cli.getting import get
 from node.cli.leaving import drain, remove
 from node.cli.limiting import lend, limit
 from node.cli.looking import events, ls, peers, risk, status, where
-from node.cli.planning import pin, plan, unpin
+from node.cli.planning import age, pin, plan, recommend, unpin
 from node.cli.putting import put
 from node.cli.rehearsing import demo, simulate
 from node.cli.waiting import flush, rm, verify, wait
@@ -24,7 +24,7 @@ COMMANDS = (
     init, token, join, revoke, agent, check,
     put, get, ls, where, rm,
     status, peers, risk, events, wait, flush, verify,
-    plan, pin, unpin,
+    plan, pin, unpin, age, recommend,
     drain, remove, limit, lend,
     simulate, demo,
 )  # fmt: skip

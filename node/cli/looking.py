@@ -88,7 +88,19 @@ def status(cluster: bool, directory: Path, as_json: bool) -> None:
     _print_status(facts)
     if cluster:
         print()
+        if "cluster_totals" in facts:
+            _print_totals(facts["cluster_totals"])
+            print()
         _print_peers(facts.get("cluster_members", []))
+
+
+def _print_totals(totals: dict[str, Any]) -> None:
+    disks = f"{in_bytes(totals['used_bytes'])} of {in_bytes(totals['capacity_bytes'])} used"
+    print(f"cluster  {totals['alive']} of {totals['known']} nodes, {totals['stores']} stores, {disks}")
+    risk = {"artifacts": totals["at_risk_artifacts"], "bytes": totals["at_risk_bytes"]}
+    print(f"at risk  {_amount(risk)} on all nodes; {totals['repair_waiting']} wait for repair by this one")
+    if totals["hosts_files"] > 1:
+        print(f"files    {totals['hosts_files']} hosts files are in force: nothing is given up until they agree")
 
 
 def _print_status(facts: dict[str, Any]) -> None:

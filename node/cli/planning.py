@@ -1,4 +1,4 @@
-"""Commands about where data goes: plan, pin, unpin."""
+"""Commands about where data goes: plan, pin, unpin, age, recommend."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import click
 from node.cli.client import Client
 from node.cli.failures import EXIT_USAGE, CommandFailed
 from node.cli.options import folder_option, json_option
-from node.cli.output import counted, plain, print_json, print_table, yes
+from node.cli.output import counted, in_time, plain, print_json, print_json_rows, print_table, yes
 
 
 @click.command()
@@ -89,3 +89,38 @@ def _pin(name: str, node: str, directory: Path, as_json: bool, pinned: bool) -> 
         print_json(facts)
     else:
         print(f"{plain(facts['name'])} is {'pinned to' if pinned else 'no longer pinned to'} {facts['node']}")
+
+
+@click.command()
+@click.argument("glob", required=False)
+@folder_option
+@json_option
+def age(glob: str | None, directory: Path, as_json: bool) -> None:
+    """How old the newest version is, and where it is missing.
+
+    Of each kind, and of each folder or origin below it; or of those prefixes that match GLOB (quote it: 'game/*').
+    """
+    with Client(directory) as client:
+        rows = client.ask("age", glob=glob)
+    if as_json:
+        print_json_rows(rows)
+        return
+    cells = [(r["prefix"], in_time(r["age_seconds"]), f"{r['copies']}", r["name"], ", ".join(r["stale"])) for r in rows]
+    print_table(["below", "age", "copies", "newest", "missing on"], cells, right=["copies"])
+
+
+@click.command()
+@folder_option
+@json_option
+def recommend(directory: Path, as_json: bool) -> None:
+    """What should move where, or be changed, and why."""
+    with Client(directory) as client:
+        rows = client.ask("recommend")
+    if as_json:
+        print_json_rows(rows)
+        return
+    if not rows:
+        print("nothing to do: everything lies where it should, and every disk has room")
+        return
+    cells = [(r["action"], r["name"], r["from"], r["to"], yes(r["by_itself"]), r["why"]) for r in rows]
+    print_table(["do", "artifact", "from", "to", "by itself", "why"], cells)

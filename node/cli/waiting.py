@@ -165,13 +165,35 @@ def _agent_stopped(directory: Path) -> Iterator[None]:
 
 @click.command()
 @click.argument("name")
+@click.option(
+    "--expire", metavar="AGE", type=SECONDS, default=0.0, help="Delete all that match NAME and are older than AGE."
+)
 @folder_option
 @json_option
-def rm(name: str, directory: Path, as_json: bool) -> None:
-    """Delete an artifact, on every node."""
+def rm(name: str, expire: float, directory: Path, as_json: bool) -> None:
+    """Delete an artifact, on every node.
+
+    With --expire NAME is a pattern (quote it: 'game/play-*'), and what has a version newer than AGE stays.
+    """
+    if expire:
+        _expire(name, expire, directory, as_json)
+        return
     with Client(directory) as client:
         facts = client.ask("rm", name=name)
     if as_json:
         print_json(facts)
     else:
         print(f"{plain(facts['name'])} is deleted; every node drops its bytes as it hears of it")
+
+
+def _expire(glob: str, older_seconds: float, directory: Path, as_json: bool) -> None:
+    with Client(directory) as client:
+        facts = client.ask("expire", glob=glob, older_seconds=older_seconds)
+    if as_json:
+        print_json(facts)
+    else:
+        print(f"{counted(facts['removed'], 'artifact')} older than {in_time(older_seconds)} deleted, on every node")
+        if facts["refused"]:
+            print_table(["kept", "why"], [(kept["name"], kept["why"]) for kept in facts["refused"][:LISTED_MAX]])
+    if facts["refused"]:
+        raise CommandFailed(f"{counted(len(facts['refused']), 'artifact')} could not be deleted")

@@ -1,0 +1,80 @@
+"""Real agents decide where data goes, and say why: plans, pins, ages, expiry, a host that does not receive a kind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from node.cli.failures import CommandFailed
+from node.local_fleet import LocalFleet
+from tests.agents import GENEROUS_SECONDS, HOSTS, running
+
+pytestmark = pytest.mark.processes
+
+
+@pytest.fixture(scope="module")
+def fleet() -> Iterator[LocalFleet]:
+    kinds = {"npz": {"paths": ["training/*.npz"], "strategy": "pull", "min_copies": 1, "versions": 1}}
+    hosts = {**HOSTS, "d": {"provider": "four", "receive": {"model": False}}}
+    with running(hosts, sections={"kinds": kinds}) as fleet:
+        yield fleet
+
+
+def put(fleet: LocalFleet, node: str, kind: str, name: str, copies: int) -> None:
+    path = fleet.folder / "content"
+    path.write_bytes(f"{kind}/{name}".encode() * 100)
+    fleet.spore(node, "put", str(path), "--kind", kind, "--name", name, "--wait", str(copies), "--timeout", "60")
+
+
+def holders(fleet: LocalFleet, name: str) -> set[str]:
+    found = fleet.where("a", name)
+    return {holder["node"] for holder in found["holders"]} if found else set()
+
+
+def test_who_holds_is_who_the_plan_says_and_every_other_node_has_its_reason(fleet: LocalFleet) -> None:
+    put(fleet, "a", "model", "best.pth", 2)
+    fleet.until(lambda: holders(fleet, "model/best.pth") == {"a", "b", "c"}, "all have the model", GENEROUS_SECONDS)
+    for node in "abcd":  # every node says the same
+        facts = fleet.ask(node, "plan", name="model/best.pth")
+        assert [holder["node"] for holder in facts["holders"] if holder["holds"]] != []
+        assert {holder["node"] for holder in facts["holders"]} == {"a", "b", "c"}
+        assert facts["others"] == [{"node": "d", "why": "it does not receive the kind model"}]
+
+
+def test_what_is_held_on_request_comes_with_a_pin(fleet: LocalFleet) -> None:
+    put(fleet, "a", "npz", "set.npz", 1)
+    (free, *_) = sorted({"b", "c", "d"} - holders(fleet, "npz/set.npz"))
+    fleet.ask("b", "pin", name="npz/set.npz", node=free, pinned=True)
+    fleet.until(lambda: free in holders(fleet, "npz/set.npz"), f"{free} holds it", GENEROUS_SECONDS)
+    plan = fleet.ask("c", "plan", name="npz/set.npz")
+    assert free in {holder["node"] for holder in plan["holders"]}
+
+
+def test_a_pin_does_not_change_what_a_host_receives(fleet: LocalFleet) -> None:
+    put(fleet, "a", "model", "other.pth", 2)
+    with pytest.raises(CommandFailed, match="a pin does not change that"):
+        fleet.ask("a", "pin", name="model/other.pth", node="d", pinned=True)
+
+
+def test_the_router_view_says_how_old_the_newest_is_and_where_it_is_missing(fleet: LocalFleet) -> None:
+    put(fleet, "b", "model", "newest.pth", 2)
+    fleet.until(lambda: "c" in holders(fleet, "model/newest.pth"), "c has it", GENEROUS_SECONDS)
+    (model,) = fleet.ask("a", "age", glob="model/*")
+    assert (model["name"], model["stale"]) == ("model/newest.pth", [])
+    assert 0 <= model["age_seconds"] < 300
+    totals = fleet.ask("a", "status", cluster=True)["cluster_totals"]
+    assert (totals["alive"], totals["stores"], totals["hosts_files"]) == (4, 4, 1)
+    assert [advice for advice in fleet.ask("a", "recommend") if not advice["by_itself"]] == []
+
+
+def test_expiry_removes_what_matches_and_is_old_and_nothing_else(fleet: LocalFleet) -> None:
+    put(fleet, "a", "checkpoint", "old-1", 2)
+    put(fleet, "a", "checkpoint", "old-2", 2)
+    assert fleet.ask("a", "expire", glob="checkpoint/*", older_seconds=3600.0)["removed"] == 0
+    assert fleet.ask("a", "expire", glob="checkpoint/old-*", older_seconds=0.001) == {"removed": 2, "refused": []}
+    fleet.until(
+        lambda: not fleet.where("c", "checkpoint/old-1") and not fleet.where("c", "checkpoint/old-2"),
+        "the deletes are heard of",
+        GENEROUS_SECONDS,
+    )
