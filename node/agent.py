@@ -26,7 +26,7 @@ from node.commits import GroupCommitter
 from node.config import apply_environment
 from node.identity import Identity
 from node.intake import Intake
-from node.issuer import Issuer, JoinServer, Standing
+from node.issuing import issuer_of, join_server_of
 from node.journal import Journal
 from node.limits import Limits
 from node.listener import Listener
@@ -39,12 +39,11 @@ from node.scrubber import Scrubber
 from node.sessions import Sessions
 from node.snapshot import quick_check
 from node.tls import IdentityContexts
-from node.tokens import BOOK_FILE, TokenBook
+from node.tokens import TokenBook
 from node.transfers import TransferHooks, Transfers
 from node.web import Web
 from protocol import effects as f
 from protocol import events as e
-from protocol.declared import removed_name
 from protocol.effects import Report
 from protocol.fleet import RESERVED_KIND, Fleet, split_address
 from protocol.replica import Replica
@@ -81,6 +80,7 @@ class Agent:
         self.loop = asyncio.get_running_loop()
         self.journal = Journal(report)
         self.report = self.journal.report
+        self.token_book: TokenBook  # of an issuer
         self.started = time.monotonic()
         self._wall_ms = time.time_ns() // 1_000_000 - int(self.started * 1000)
         self.revocations: dict[str, int] = {}
@@ -236,7 +236,7 @@ class Agent:
             report=self.report,
             refusals=self.refusals,
         )
-        issuer = self._issuer()
+        issuer = issuer_of(self)
         self.web = Web(
             self.contexts,
             self.depot,
@@ -247,7 +247,7 @@ class Agent:
             refusals=self.refusals,
             pace=self.throttle.pace,
         )
-        self.joins = self._join_server(issuer) if issuer else None
+        self.joins = join_server_of(self, issuer) if issuer else None
         await self.web.start()
         if self.joins is not None:
             await self.joins.start()
@@ -263,39 +263,6 @@ class Agent:
         await self.sessions.start()
         host, port = split_address(self.fleet.host(self.node).listen_address)
         await self.listener.start(host, port)
-
-    def _issuer(self) -> Issuer | None:
-        if not self.contexts.identity.issuer:
-            return None
-        self.token_book = TokenBook(self.contexts.identity.folder / BOOK_FILE)
-        return Issuer(
-            lambda: self.contexts.identity,
-            self.token_book,
-            standing=self._standing,
-            revocations=self.revocations,
-            clock=time.time,
-        )
-
-    def _standing(self, node: str) -> Standing:
-        """Whoever was revoked is out, though it may count as alive until nobody has reached it for a while."""
-        listed = node in self.fleet.hosts
-        alive = self.replica.members.is_alive(node) and node not in self.revocations
-        return Standing(listed, self.fleet.host(node).ephemeral, alive)
-
-    def _join_server(self, issuer: Issuer) -> JoinServer:
-        return JoinServer(
-            issuer,
-            hosts_file=(self.directory / "distributed_hosts.yaml").read_bytes,
-            seeds=lambda: [m.address for m in self.replica.members.alive.values() if m.address],
-            report=self.report,
-            refusals=self.refusals,
-            admitted=self._readmit,
-        )
-
-    def _readmit(self, node: str) -> None:
-        """A node that was gone for good has joined anew."""
-        if node in self.replica.members.removed:
-            self.post(e.Declare(0, removed_name(node), (("removed", 0),)))
 
     async def leave(self, seconds: float) -> f.Exit:
         """The final flush: push what is at risk by the plan, take in what was found, say goodbye. Returns within the
