@@ -20,7 +20,7 @@ from node.identity import Identity, begin_join, init_identity, install_identity
 from node.throttle import Throttle
 from node.tls import IdentityContexts
 from node.transfers import TransferHooks, Transfers
-from protocol.effects import Fetch, Publication, Upload
+from protocol.effects import Fetch, Kept, Publication, Upload
 from protocol.events import Arrived
 from protocol.values import Parcel, Record
 from tests.bulk_world import MIB, Port, content_of, leaves_of, record_of
@@ -55,7 +55,8 @@ def receive(directory: Path, pipe: Connection) -> None:
     pipe_address: list[str] = [""]
     pipe.send(Port(server.serve).address)
     while (order := pipe.recv()) is not None:
-        records, address = order
+        records, address, streams = order
+        transfers._connections.streams_to = lambda peer, count=streams: count  # type: ignore[method-assign, misc]
         bench.depot.reserve(1, [Parcel(record) for record in records])
         if address:
             pipe_address[0] = address
@@ -94,14 +95,23 @@ class Pair:
         self.bench.manifest.leaves[record.digest] = tuple(leaves_of(content))
         return record
 
+    def hold_file(self, path: Path, name: str) -> Record:
+        """As `hold`, for a file that is used up and never wholly in memory."""
+        draft = self.bench.depot.draft()
+        path.rename(draft)
+        accepted = self.bench.depot.accept_draft(draft)
+        assert isinstance(accepted.source, Kept)
+        self.bench.manifest.places[accepted.source.place.path] = accepted.source.place
+        return Record(name, 1, "a", accepted.digest, accepted.blake3, accepted.size)
+
     def push(self, records: list[Record]) -> tuple[float, float]:
         """Seconds until all is published at the other end, and how many of them publication took."""
-        self.pipe.send((records, ""))
+        self.pipe.send((records, "", 1))
         assert self.pipe.recv() == "expected"
         return self._timed(len(records), lambda: self.transfers.upload(Upload(1, "b", tuple(map(Parcel, records)))))
 
-    def fetch(self, record: Record) -> tuple[float, float]:
-        return self._timed(1, lambda: self.pipe.send(([record], self.port.address)))
+    def fetch(self, record: Record, streams: int = 1) -> tuple[float, float]:
+        return self._timed(1, lambda: self.pipe.send(([record], self.port.address, streams)))
 
     def _timed(self, count: int, start: Callable[[], None]) -> tuple[float, float]:
         began = time.monotonic()
