@@ -41,6 +41,7 @@ class GroupCommitter:
         self._queue: list[Log | Commit] = []
         self._released: list[int] = []
         self._under_way = self._under_way_bytes = 0  # entries, from `add` until they are in the WAL or failed
+        self._short = False  # somebody was told that there is no room: the log is to make some, whatever else comes
         self._wake = asyncio.Event()
         self.groups = 0
         self.effects = 0
@@ -55,8 +56,16 @@ class GroupCommitter:
     def room(self) -> bool:
         """Whether the WAL takes one more entry of any size, beside those on their way to it.
 
-        Whoever accepts asks this first and waits: a log that is full is back-pressure, not a disk that fails.
+        Whoever accepts asks this first and waits: a log that is full is back-pressure, not a disk that fails. Asking in
+        vain makes the log look for what is dead in it: while all wait, nothing else would.
         """
+        if self._fits():
+            return True
+        self._short = True
+        self._wake.set()
+        return False
+
+    def _fits(self) -> bool:
         others, others_bytes = self._under_way + PROMISED, self._under_way_bytes + PROMISED * INLINE_BYTES_MAX
         return self.wal.room(INLINE_BYTES_MAX, others, others_bytes)
 
@@ -70,18 +79,19 @@ class GroupCommitter:
         while True:
             await self._wake.wait()
             self._wake.clear()
-            while self._queue or self._released:
+            while self._queue or self._released or self._short:
                 await self._commit_group()
 
     async def _commit_group(self) -> None:
         group, self._queue = self._queue[:GROUP_MAX], self._queue[GROUP_MAX:]
         released, self._released = self._released, []
+        short, self._short = self._short, False
         logs = [effect for effect in group if isinstance(effect, Log)]
         batches = [effect.batch for effect in group if isinstance(effect, Commit) and effect.batch]
         ids: list[int] = []
         refused: tuple[str, ...] = ()
         try:
-            if logs or released:
+            if logs or released or short:
                 ids = await asyncio.get_running_loop().run_in_executor(self._writer, self._write_logs, logs, released)
             if batches:
                 refused = (await self.manifest.apply(batches)).quarantined
@@ -117,7 +127,7 @@ class GroupCommitter:
             if released:
                 self.wal.release(released)
             more = self.wal.compact()
-            while more and not self.wal.room(INLINE_BYTES_MAX):
+            while more and not self._fits():
                 more = self.wal.compact()
 
     def _fail(self, group: list[Log | Commit], logs: list[Log], ids: list[int], problem: Exception) -> None:

@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import platform
+import resource
 import shutil
 import statistics
 import subprocess
@@ -78,6 +79,8 @@ def puts(folder: Path, label: str, env: dict[str, str]) -> float:
         for number in range(FILES):
             (source / f"f{number:05}").write_bytes(os.urandom(FILE_BYTES))
         names = [str(path) for path in sorted(source.iterdir())]
+        before = sum(sum(psutil.Process(n.process.pid).cpu_times()[:2]) for n in fleet.nodes.values() if n.process)
+        put_before = sum(_of_children())
         began = time.perf_counter()
         done = subprocess.run(
             [
@@ -103,11 +106,20 @@ def puts(folder: Path, label: str, env: dict[str, str]) -> float:
         fleet.until(lambda: fleet.ask("a", "status")["at_risk"]["artifacts"] == 0, "all have two receipts", 300)
         durable = time.perf_counter() - began
         status = fleet.ask("a", "status")
+        agents = [psutil.Process(node.process.pid) for node in fleet.nodes.values() if node.process]
+        processor = sum(sum(process.cpu_times()[:2]) for process in agents) - before + sum(_of_children()) - put_before
     print(
         f"{FILES} x 10 KiB in one call{label}   accepted {FILES / accepted:.0f}/s   "
-        f"two receipts {FILES / durable:.0f}/s   ({accepted:.1f} s, {durable:.1f} s)  wal {status['wal']}"
+        f"two receipts {FILES / durable:.0f}/s   ({accepted:.1f} s, {durable:.1f} s, {processor:.1f} s of processor time "
+        f"in all four processes)  wal {status['wal']}"
     )
     return durable
+
+
+def _of_children() -> tuple[float, float]:
+    """Processor time of programs that were run to their end: user, system."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime, used.ru_stime
 
 
 def idle(folder: Path, seconds: float) -> None:

@@ -107,6 +107,28 @@ def test_who_asks_for_room_first_never_meets_a_full_log(bench: Bench) -> None:
     story(bench, told)
 
 
+def test_a_log_that_is_full_of_what_is_dead_makes_room_for_whoever_asks(tmp_path: Path) -> None:
+    """As a start finds it after a crash: nothing is live, nothing comes that is to be written, and all wait for room."""
+    wal = Wal.open(tmp_path / "wal", FileLayer(), segment_bytes=MIB, size_bytes_max=4 * MIB)
+    sizes = [INLINE_BYTES_MAX, 1 << 10]
+    for size in sizes:  # up to where one entry more would fit, and not those that others were promised room for
+        while wal.room(INLINE_BYTES_MAX + size):
+            wal.release(wal.append([bytes(size)]))
+    wal.close()
+    with ThreadPoolExecutor(1) as writer:
+        bench = Bench(tmp_path, writer)
+        assert bench.wal.usage().live_entries == 0
+        assert bench.wal.room(INLINE_BYTES_MAX)
+
+        async def told() -> None:
+            assert not bench.committer.room()
+            await bench.until(bench.committer.room)
+
+        story(bench, told)
+        assert not any(isinstance(event, DurableFailed) for event in bench.events)
+        bench.wal.close()
+
+
 def test_what_failed_takes_no_room(bench: Bench) -> None:
     async def told() -> None:
         bench.rows.problem = OSError(5, "Input/output error")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from breakages import CORRUPTING, GOSSIP, Breakage
+from breakages import CORRUPTING, FILLING, GOSSIP, Breakage
 
 ASKED = "What users ask for"
 
@@ -86,5 +86,13 @@ ASKED_BREAKAGES: tuple[Breakage, ...] = (
         "            async with asyncio.timeout(max(wait_seconds, pause_seconds)):",
         "            async with asyncio.timeout(None):",
         "-x tests/test_watcher.py",
+    ),
+    Breakage(
+        FILLING,
+        "waits for room in a log that is full of what is dead",
+        "node/commits.py",
+        "            if logs or released or short:",
+        "            if logs or released:",
+        "-x tests/test_commits.py",
     ),
 )
