@@ -110,8 +110,8 @@ def puts(folder: Path, label: str, env: dict[str, str]) -> float:
         processor = sum(sum(process.cpu_times()[:2]) for process in agents) - before + sum(_of_children()) - put_before
     print(
         f"{FILES} x 10 KiB in one call{label}   accepted {FILES / accepted:.0f}/s   "
-        f"two receipts {FILES / durable:.0f}/s   ({accepted:.1f} s, {durable:.1f} s, {processor:.1f} s of processor time "
-        f"in all four processes)  wal {status['wal']}"
+        f"two receipts {FILES / durable:.0f}/s   ({accepted:.1f} s, {durable:.1f} s, {processor:.1f} s of processor "
+        f"time in all)  wal {status['wal']}"
     )
     return durable
 

@@ -108,7 +108,7 @@ def test_who_asks_for_room_first_never_meets_a_full_log(bench: Bench) -> None:
 
 
 def test_a_log_that_is_full_of_what_is_dead_makes_room_for_whoever_asks(tmp_path: Path) -> None:
-    """As a start finds it after a crash: nothing is live, nothing comes that is to be written, and all wait for room."""
+    """As a start finds it after a crash: nothing is live, nothing comes that is to be written, all wait for room."""
     wal = Wal.open(tmp_path / "wal", FileLayer(), segment_bytes=MIB, size_bytes_max=4 * MIB)
     sizes = [INLINE_BYTES_MAX, 1 << 10]
     for size in sizes:  # up to where one entry more would fit, and not those that others were promised room for
