@@ -209,21 +209,19 @@ class Agent:
         )
 
     async def _open_network(self) -> None:
-        self.throttle = self.limits.throttle()
+        self.throttle, post = self.limits.throttle(), self._post_from_thread
         self.bulk = BulkServer(
             self.contexts,
             self.depot,
             self.throttle,
-            Hooks(self._post_from_thread, self.told_wrong_bytes, self.report_from_thread, self.refusals.refused),
+            Hooks(post, self.told_wrong_bytes, self.report_from_thread, self.refusals.refused),
         )
         self.transfers = Transfers(
             self.contexts,
             self.depot,
             self.throttle,
             self.address_of,
-            TransferHooks(
-                self._post_from_thread, self._post_from_thread, self.told_wrong_bytes, self.report_from_thread
-            ),
+            TransferHooks(post, post, self.told_wrong_bytes, self.report_from_thread, post),
             guards=self.guards,
         )
         self.carriage = Carriage(self, self.transfers.connections)

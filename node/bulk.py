@@ -45,7 +45,7 @@ from protocol.chunks import CHUNK_BYTES, LIST_PAGE_CHUNKS
 from protocol.effects import Report
 from protocol.events import Arrived
 from protocol.values import Digest
-from storage.blobs import Blob
+from storage.blobs import Blob, PartialBlob
 from storage.refusals import StoreError
 
 CONNECTIONS_MAX = 128  # a thread and, when sending, 1 MiB each; the core lets 64 uploads in at once
@@ -203,7 +203,7 @@ class _Connection:
             raise BadHead("a GET request has no body")
         if blob := _BLOB.fullmatch(path):
             digest = bytes.fromhex(blob[1])
-            return self._with_blob(digest, keep, lambda blob: self._send_blob(digest, blob, head, keep))
+            return self._with_blob(digest, keep, lambda blob: self._send_blob(digest, blob, head, keep), coming=True)
         if blocks:
             first, count = int(blocks[2] or 0), int(blocks[3] or 0)
             return self._with_blob(
@@ -215,9 +215,12 @@ class _Connection:
 
     # What is held
 
-    def _with_blob(self, digest: Digest, keep: bool, answer: Callable[[Blob], bool]) -> bool:
+    def _with_blob(self, digest: Digest, keep: bool, answer: Callable[[Blob], bool], coming: bool = False) -> bool:
+        """Answer from what is held; with `coming`, also from what is on its way in."""
         try:
             blob = self._server.depot.open_blob(digest) or self._carried(digest)
+            if blob is None and coming:
+                blob = self._server.depot.open_partial(digest)
         except (StoreError, OSError) as problem:
             return self._refuse(500, sentence_of(problem), keep=keep)
         if blob is None:
@@ -237,6 +240,8 @@ class _Connection:
     def _send_blob(self, digest: Digest, blob: Blob, head: Head, keep: bool) -> bool:
         part = byte_range(head.headers.get("range"), blob.size)
         first, end = part or (0, blob.size)
+        if isinstance(blob, PartialBlob) and not blob.covers(first, end):
+            return self._refuse(404, f"{self._server.contexts.identity.node} does not have these bytes yet", keep=keep)
         headers: dict[str, str | int] = {"ETag": f'"{digest.hex()}"', "Accept-Ranges": "bytes"}
         if part:
             headers["Content-Range"] = f"bytes {first}-{end - 1}/{blob.size}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from protocol.values import Digest, Record
-from storage.blobs import Blob
+from storage.blobs import Blob, PartialBlob
 from storage.partials import Chunk, Partial
 from storage.refusals import BlobChanged
 
@@ -19,8 +19,12 @@ class BulkDepot(Protocol):
         """The bytes of a digest, or None when they are not held here (any more)."""
         ...
 
+    def open_partial(self, digest: Digest) -> PartialBlob | None:
+        """The verified chunks of what is on its way in, or None when nothing of it is."""
+        ...
+
     def leaves(self, digest: Digest) -> tuple[Digest, ...] | None:
-        """The chunk list of a digest that is held here."""
+        """The chunk list of a digest that is held here, or on its way in."""
         ...
 
     def partial(self, record: Record) -> Partial:

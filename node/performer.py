@@ -58,6 +58,10 @@ class Performer:
                 self.agent.transfers.cancel(effect.transfer, effect.why)
             case f.Fetch():
                 self.agent.transfers.fetch(effect)
+            case f.Pull():
+                self.agent.transfers.pulling.pull(effect)
+            case f.CutPull():
+                self.agent.transfers.pulling.cut(effect.number)
             case f.Dial():
                 self.agent.sessions.dial(effect.peer, effect.address)
             case f.Hangup():
@@ -129,6 +133,8 @@ class Performer:
         number = self._reservations.pop((effect.peer, effect.transfer), None)
         if effect.peer != self.agent.node:
             self.agent.bulk.inbox.forget(effect.peer, effect.transfer)
+        else:
+            self.agent.transfers.pulling.end(effect.transfer)
         if number is not None:
             self.agent.spawn(self.agent.in_thread(self.agent.depot.unreserve, number))
 

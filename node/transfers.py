@@ -21,12 +21,13 @@ from node.bulk_stream import Patience, StreamBroken, sentence_of
 from node.fetching import Fetching
 from node.inbox import asked_bytes
 from node.progress import Meter, Progress
+from node.pulling import Pulling
 from node.throttle import PRIORITY_HEADER, Throttle
 from node.tls import IdentityContexts
 from node.transports.carrier import Carrier
 from node.uploading import Refused, Uploader, begin_push, end_push
 from protocol.effects import Fetch, Report, Upload
-from protocol.events import Arrived, Uploaded
+from protocol.events import Arrived, Pulled, Uploaded
 from protocol.values import Digest, NodeId, Parcel
 
 THREADS = 16  # four uploads to each of four peers; each holds 1.3 MiB while it sends
@@ -41,6 +42,7 @@ class TransferHooks:
     on_arrived: Callable[[Arrived], None]
     on_wrong_bytes: Callable[[str, Digest, str], None]  # peer, digest, sentence
     on_report: Callable[[Report], None]
+    on_pulled: Callable[[Pulled], None] = lambda pulled: None
 
 
 @dataclass(slots=True, eq=False)
@@ -70,6 +72,7 @@ class Transfers:
         self._hooks = hooks
         self.connections = self._connections = Connections(contexts, address_of, patience or Patience(), guards)
         self.carrier: Carrier | None = None  # none: fetches go over our own protocol alone
+        self.pulling = Pulling(depot, self._connections, hooks.on_pulled, hooks.on_wrong_bytes, hooks.on_report)
         self._threads_max = threads
         self._changed = threading.Condition()
         self._queue: deque[_Task] = deque()  # bounded by the core: it has a few transfers under way for each peer
@@ -100,7 +103,8 @@ class Transfers:
         self._connections.prune()
         with self._changed:
             tasks = list(self._tasks)
-        return tuple(sorted((task.meter.read() for task in tasks), key=lambda p: (p.transfer, p.direction)))
+        known = (*(task.meter.read() for task in tasks), *self.pulling.snapshot())
+        return tuple(sorted(known, key=lambda p: (p.transfer, p.direction)))
 
     def bytes_done(self, digest: Digest) -> int:
         """How far the fetch of an artifact is."""
@@ -133,10 +137,11 @@ class Transfers:
         for task in tasks:
             task.job.cancel(STOPPED)
         until = time.monotonic() + deadline_seconds
+        pulled = self.pulling.stop(deadline_seconds)
         with self._changed:
             done = self._changed.wait_for(lambda: not self._threads, max(0.0, until - time.monotonic()))
         self._connections.close()
-        return done
+        return done and pulled
 
     # Threads
 

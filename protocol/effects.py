@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from protocol.fleet import Priority
 from protocol.messages import Farewell, Message, Prints
-from protocol.values import Batch, Digest, NodeId, Parcel, Place, Record
+from protocol.values import Batch, Digest, NodeId, Parcel, Place, Record, Stripe
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +156,27 @@ class Fetch:
 
 
 @dataclass(frozen=True, slots=True)
+class Pull:
+    """Get one run of chunks of an artifact from one node that holds it, or has so much of it, into staging.
+
+    `transfer` is our own, for which room is reserved; `number` is the pull's, answered by `Pulled`, once.
+    """
+
+    number: int
+    transfer: int
+    record: Record
+    source: NodeId
+    run: Stripe
+
+
+@dataclass(frozen=True, slots=True)
+class CutPull:
+    """This pull is of no use any more: end it. Its answer, if it still comes, is for nobody."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
 class Reserve:
     """Reserve disk room for what is about to arrive from `peer`, before its first byte. Answered by `Reserved`.
 
@@ -268,6 +289,8 @@ Effect = (
     | Upload
     | Abandon
     | Fetch
+    | Pull
+    | CutPull
     | Reserve
     | Unreserve
     | Publish

@@ -179,6 +179,20 @@ class Arrived:
 
 
 @dataclass(frozen=True, slots=True)
+class Pulled:
+    """Answers `Pull`: the run stands verified in staging, or the sentence says why not.
+
+    `missing`: what of the artifact is missing by now, told when its chunk list has just come; else None. `lied`: the
+    source sent wrong bytes.
+    """
+
+    number: int
+    error: str = ""
+    missing: tuple[Stripe, ...] | None = None
+    lied: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Published:
     """Answers `Publish`. `moved` are files that made room: the older version now lies at the new place."""
 
@@ -305,6 +319,7 @@ Event = (
     | Reserved
     | Uploaded
     | Arrived
+    | Pulled
     | Published
     | Withdrawn
     | HeldChecked

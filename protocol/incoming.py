@@ -22,6 +22,8 @@ class Incoming:
     direct: bool = False  # a fetch that may not go through a relay: it is for one
     offered_by: NodeId = ""  # a source of our own fetch that may not have stated its holding
     answers: bool = False  # the offer answers an Ask of ours; else it is a push, of what its sender owes
+    pushed: bool = False  # our own fetch, begun because its bytes were offered: nobody else wants them here
+    offers: dict[NodeId, int] = field(default_factory=dict)  # offers that our own fetch answers, by who made them
     deadline_ms: int = 0  # when its sender must have given up too; 0 before the Take, and for our own fetches
     holdings: list[Holding] = field(default_factory=list)
     failed: list[tuple[Digest, str]] = field(default_factory=list)

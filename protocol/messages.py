@@ -15,6 +15,8 @@
 | Confirm | a holder that wants to give up its copies | Confirmed |
 | Confirmed | another holder, once it has looked at its files | nothing |
 | Farewell | a node that leaves with something at risk, before its goodbye | nothing |
+| Pieces | who fetches a large artifact, to those who fetch it too and to its source | Fetchers, from a holder |
+| Fetchers | a holder, to those who fetch from it | nothing; they tell each other what they have |
 | Goodbye | a node that leaves | the session ends |
 
 What they say of who is alive stands in `claims.py`. Encoding and bounds are in `wire.py`.
@@ -86,12 +88,14 @@ class Prints:
 class Offer:
     """I have these for you: `transfer` is the sender's number; stripes name the part meant for this receiver.
 
-    `answers` is the receiver's own transfer number when the offer answers an `Ask` (else 0).
+    `answers` is the receiver's own transfer number when the offer answers an `Ask` (else 0). `pull`: one large
+    artifact, which the receiver may get piece by piece instead of being sent it (see swarm.py).
     """
 
     transfer: int
     parcels: tuple[Parcel, ...]
     answers: int = 0
+    pull: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +180,23 @@ class Farewell:
 
 
 @dataclass(frozen=True, slots=True)
+class Pieces:
+    """What the sender has of an artifact that it fetches, and what is under way to it: sets of pieces, as bits."""
+
+    digest: Digest
+    have: int
+    asked: int
+
+
+@dataclass(frozen=True, slots=True)
+class Fetchers:
+    """Others who fetch this artifact now."""
+
+    digest: Digest
+    nodes: tuple[NodeId, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Goodbye:
     """The sender leaves now, and says so; it is not suspected."""
 
@@ -183,9 +204,10 @@ class Goodbye:
 
 
 AboutRows = RowsMessage | CellsMessage | CellsWanted | Lacking | Prints
-AboutBytes = Offer | Take | Receipt | Ask | Confirm | Confirmed
+AboutBytes = Offer | Take | Receipt | Ask | Pieces | Fetchers | Confirm | Confirmed
 Message = Hello | Farewell | Goodbye | AboutRows | AboutBytes | claims.Message
 
 HAVE = "have"  # a refusal that is good news: the receiver's store holds the digest already
 BUSY = "busy"  # a refusal that passes soon: the receiver has its hands full
+FETCHING = "fetching"  # no refusal: the receiver gets it piece by piece, and its receipt follows
 LEAVING = "leaving"  # the receiver is about to stop

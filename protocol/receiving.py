@@ -8,24 +8,24 @@ why, is said to the sender, who then finds another store.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from random import Random
 
 from protocol import messages as m
 from protocol.context import Context
 from protocol.debts import Debts
-from protocol.effects import Answer, Fetch, Publication, Publish, Reserve, Unlink, Unreserve
-from protocol.events import Arrived, Published, Reserved
+from protocol.effects import Answer, Fetch, Reserve, Unreserve
+from protocol.events import Arrived, Reserved
 from protocol.incoming import Incoming, Wanted, hash_order
 from protocol.membership import Membership
 from protocol.pins import Pins
 from protocol.policy import Policy
+from protocol.publishing import Publishing
 from protocol.sending import RECEIPT_MS_MAX, UPLOAD_BYTES_PER_SECOND_MIN
+from protocol.swarming import Swarming
 from protocol.values import (
-    Batch,
     Digest,
     NodeId,
     Parcel,
-    Place,
     Record,
     Rows,
     Stripe,
@@ -36,8 +36,8 @@ ARRIVING_MAX = 50_000  # digests on their way in: INCOMING_MAX offers of 1,000 a
 WANTED_MAX = 100_000  # digests we mean to fetch; the sweep finds again what did not fit
 ASK_COUNT = 500  # small digests asked of one holder at once
 SMALL_BYTES = 1 << 20  # up to one chunk an artifact is asked for in a batch, above it is fetched by ranges
-PUBLISH_COUNT = 1_000  # own artifacts published together: one sync of the file system for all
 ASK_MS = 60_000  # an Ask unanswered for this long was lost
+PULLED_BYTES_MAX = 1 << 46  # 64 TiB: above, what a node says of its pieces would be too long a message
 RETRY_MS = 5_000  # a failed fetch is tried again after this, from other holders first
 PUSH_GRACE_MS = 3_000  # a target of the origin's push waits this long for the offer before it fetches by itself
 
@@ -46,30 +46,27 @@ class Receiving:
     """Admits offers, fetches what should lie here, publishes and commits what arrived."""
 
     def __init__(
-        self, ctx: Context, members: Membership, debts: Debts, pins: Pins, tell: Callable[[Rows], None]
+        self,
+        ctx: Context,
+        members: Membership,
+        debts: Debts,
+        pins: Pins,
+        random: Random,
+        tell: Callable[[Rows], None],
     ) -> None:
         self.ctx = ctx
         self.members = members
         self.debts = debts
-        self.tell = tell
         self.incoming: dict[tuple[NodeId, int], Incoming] = {}
         self.arriving: dict[Digest, tuple[NodeId, int]] = {}
         self.wanted: dict[Digest, Wanted] = {}
         self.policy = Policy(ctx, members, debts, pins)
         self.stopping = False
         self._asked: dict[Digest, tuple[NodeId, int]] = {}  # of whom, and until when an answer is waited for
-        self._publishing: dict[int, Incoming | None] = {}
-        self._taking: dict[int, tuple[str, ...]] = {}  # paths that publications under way may take from older versions
-        self._unrecorded: list[Published] = []  # while the manifest takes no writes; offers are refused meanwhile
         self.recording = True  # the last group commit reached the disk
-        self._op = 0
         self._transfer = 0
-        self._settled: list[Record] = []
-        self._own_published: Callable[[Record], None] = lambda record: None
-
-    def on_own_published(self, then: Callable[[Record], None]) -> None:
-        """Whom to tell when an artifact accepted here has reached its final path."""
-        self._own_published = then
+        self.publishing = Publishing(ctx, self.policy, tell, self._finish)
+        self.swarming = Swarming(ctx, members, random, self._pulled_all)
 
     def start_from(self, transfer: int) -> None:
         self._transfer = max(self._transfer, transfer)
@@ -77,6 +74,9 @@ class Receiving:
     # --- offers ---
 
     def offered(self, peer: NodeId, offer: m.Offer) -> None:
+        if offer.pull and len(offer.parcels) == 1 and self._may_pull(offer.parcels[0].record):
+            self._offered_pull(peer, offer.transfer, offer.parcels[0].record)
+            return
         records = [p.record for p in offer.parcels]
         incoming = Incoming(peer, offer.transfer, records, [], answers=bool(offer.answers))
         if incoming.key in self.incoming:
@@ -100,6 +100,26 @@ class Receiving:
             self.wanted.pop(parcel.record.digest, None)
         self.ctx.emit(Reserve(peer, offer.transfer, wanted))
 
+    def _may_pull(self, record: Record) -> bool:
+        return SMALL_BYTES < record.size <= PULLED_BYTES_MAX
+
+    def _offered_pull(self, peer: NodeId, transfer: int, record: Record) -> None:
+        """One large artifact: we get it ourselves, from this peer and from whoever gets it too; its offer is answered
+        by our receipt."""
+        running = self.incoming.get(self.arriving.get(record.digest, ("", 0)))
+        if running is not None and running.peer == self.ctx.node and running.offered[0].key == record.key:
+            running.offers[peer] = transfer
+            self.swarming.seeded(record.digest, peer)
+            self.ctx.send(peer, m.Take(transfer, (m.FETCHING,), ((),)))
+            return
+        full = len(self.incoming) >= INCOMING_MAX
+        verdict = m.BUSY if full else self._verdicts([record])[0]
+        if not verdict:
+            self._begin_fetch(record, 0, peer, offers={peer: transfer})
+            return
+        self._restate(peer, [record.digest] if verdict == m.HAVE else [])
+        self.ctx.send(peer, m.Take(transfer, (verdict,), ((),)))
+
     def _supersede(self, offer: Incoming) -> None:
         """A peer offers a version again only after its earlier offer failed on its side: that one will never come.
 
@@ -108,7 +128,7 @@ class Receiving:
         keys = {record.key for record in offer.offered}
         for earlier in [x for x in self.incoming.values() if x.peer == offer.peer and x.answers == offer.answers]:
             again = any(record.key in keys for record in earlier.accepted())
-            if again and not self._is_publishing(earlier):
+            if again and not self.publishing.is_under_way(earlier):
                 self._close(earlier)
 
     def _fetch_instead(self, peer: NodeId, record: Record, verdict: str) -> str:
@@ -143,7 +163,7 @@ class Receiving:
             return
         place = self.ctx.catalogue.place(path)
         if place is None or place.digest != record.digest:
-            self.publish([record])
+            self.publishing.publish([record])
 
     def _verdict(self, record: Record) -> str:
         """Why an offered artifact is not taken; "" when it is."""
@@ -183,7 +203,9 @@ class Receiving:
                 self.arriving.pop(incoming.offered[index].digest, None)
             missing.append(stripes)
         if incoming.peer == self.ctx.node:
-            self._start_fetch(incoming)
+            for peer, transfer in incoming.offers.items():
+                self.ctx.send(peer, m.Take(transfer, (incoming.verdicts[0] or m.FETCHING,), ((),)))
+            self._start_fetch(incoming, missing[0])
             return
         self.ctx.send(incoming.peer, m.Take(incoming.transfer, tuple(incoming.verdicts), tuple(missing)))
         size = sum(record.size for record in incoming.accepted())
@@ -231,6 +253,8 @@ class Receiving:
             if not sources:
                 continue
             source = sources[wanted.tries % len(sources)]  # who did not bring it is not asked twice in a row
+            if wanted.record.size > SMALL_BYTES:  # it comes from all that can be dialled, if there is one
+                source = next((node for node in sources if self.members.peers[node].address), source)
             if self._by_upload(wanted.record, source) and not wanted.alone(now):
                 if not self.members.connect(source):
                     wanted.tries += 1  # a session is being opened: the next one meanwhile, or this one in its turn
@@ -254,22 +278,46 @@ class Receiving:
             return False
         return record.size <= SMALL_BYTES or not self.members.peers[source].address
 
-    def _begin_fetch(self, record: Record, request: int, offered_by: NodeId = "", direct: bool = False) -> None:
+    def _begin_fetch(
+        self,
+        record: Record,
+        request: int,
+        offered_by: NodeId = "",
+        direct: bool = False,
+        offers: dict[NodeId, int] | None = None,
+    ) -> None:
         self._transfer += 1
-        self.wanted.pop(record.digest, None)
+        wanted = self.wanted.pop(record.digest, None)
         incoming = Incoming(self.ctx.node, self._transfer, [record], [""], request, direct, offered_by)
+        incoming.offers, incoming.pushed = offers or {}, bool(offers) and wanted is None
         self.incoming[incoming.key] = incoming
         self.arriving[record.digest] = incoming.key
         self.ctx.emit(Reserve(self.ctx.node, self._transfer, (Parcel(record),)))
 
-    def _start_fetch(self, incoming: Incoming) -> None:
+    def _start_fetch(self, incoming: Incoming, missing: tuple[Stripe, ...]) -> None:
         record = incoming.offered[0]
         sources = self._sources(record.digest, incoming.offered_by)
         if incoming.accepted() and sources:
-            self.ctx.emit(Fetch(incoming.transfer, record, tuple(sources), direct=incoming.direct))
+            if self._may_pull(record) and not incoming.request:
+                self.swarming.begin(incoming.transfer, record, missing, sources)
+            else:
+                self.ctx.emit(Fetch(incoming.transfer, record, tuple(sources), direct=incoming.direct))
             return
         self._fail_fetch(incoming, record, incoming.verdicts[0] or "no reachable node holds it")
         self._close(incoming)
+
+    def _pulled_all(self, transfer: int, record: Record, error: str) -> None:
+        """A swarm has ended. When nobody could be pulled from, there may be other ways to the same bytes."""
+        incoming = self.incoming.get((self.ctx.node, transfer))
+        if incoming is None:
+            return
+        sources = self._sources(record.digest, incoming.offered_by)
+        if not error:
+            self.arrived(Arrived(self.ctx.node, transfer, (record,)))
+        elif sources:
+            self.ctx.emit(Fetch(transfer, record, tuple(sources), direct=incoming.direct))
+        else:
+            self.arrived(Arrived(self.ctx.node, transfer, (), ((record, error),)))
 
     def _sources(self, digest: Digest, offered_by: NodeId = "") -> list[NodeId]:
         """Live holders, in an order of our own, so that many fetchers do not all begin with the same one."""
@@ -294,155 +342,29 @@ class Receiving:
         allowed = {record.digest: record for record in incoming.accepted()}
         complete = [allowed[record.digest] for record in event.complete if record.digest in allowed]
         if complete:
-            self.publish(complete, incoming)
+            self.publishing.publish(complete, incoming)
         else:
             self._finish(incoming)
 
-    def publish(self, records: list[Record], incoming: Incoming | None = None) -> None:
-        """Bring verified bytes under their final names; older versions and unsafe names into `.spore/versions/`.
-
-        A record that is not in the manifest yet is written there first: after a crash the file under its name would
-        pass for a user's new version.
-        """
-        self._op = op = self._op + 1
-        self._publishing[op] = incoming
-        self.ctx.naming(op, records)
-        self.ctx.catalogue.expect([record.name for record in records])
-        rows = Rows(tuple(record for record in records if self.ctx.catalogue.record(record.key) is None))
-        if not rows:
-            self._name(op, records)
-            return
-
-        def done() -> None:
-            self.tell(rows)
-            self._name(op, records)
-
-        failed = [(record, "its record could not be written") for record in records]
-        self.ctx.commit(Batch(rows), done, lambda error: self.published(Published(op, (), tuple(failed))))
-
-    def _name(self, op: int, records: list[Record]) -> None:
-        wished = [self.policy.wished_path(record) for record in records]
-        self.ctx.catalogue.expect(paths=[path for path in wished if path])
-        items = tuple(Publication(record, self.policy.path(record)) for record in records)
-        self._taking[op] = tuple(item.path for item in items if item.path)
-        self.ctx.emit(Publish(op, items))
-
-    def lacks_name(self, record: Record) -> bool:
-        """Whether bytes that we have are still to take their final path: they may lie under another name only."""
-        path = self.policy.path(record)
-        place = self.ctx.catalogue.place(path) if path else None
-        return path is not None and (place is None or place.digest != record.digest)
-
-    def publish_later(self, record: Record) -> None:
-        """An artifact of our own is durable: give it its final name, together with the others of this event."""
-        self._settled.append(record)
-
-    def publish_settled(self) -> None:
-        while self._settled:
-            batch, self._settled = self._settled[:PUBLISH_COUNT], self._settled[PUBLISH_COUNT:]
-            self.publish(batch)
-
-    def published(self, event: Published) -> None:
-        """The files have their names: commit the holdings, and only then tell anybody."""
-        self._record(event, self._publishing.pop(event.op, None))
-
-    def _record(self, event: Published, incoming: Incoming | None) -> None:
-        places = [replace(place, published=record.origin != self.ctx.node) for record, place in event.done]
-        places += [place for _, place in event.moved]
-        records = [record for record, _ in event.done]
-        stated = [record.digest for record in records] + self._adopted(event)
-        holdings = tuple(self.ctx.holding(digest, True) for digest in dict.fromkeys(stated))
-        holdings += tuple(self.ctx.holding(digest, False) for digest in self._displaced(event))
-        news = tuple(record for record in records if not self.ctx.knows_record(record))
-        rows = Rows(news, holdings)
-        if incoming is not None:
-            incoming.failed += [(record.digest, why) for record, why in event.failed]
-        for record, why in event.failed:
-            self.ctx.report("warning", "not_published", f"{record.name} was not published: {why}")
-        batch = Batch(rows, tuple(places), forget_places=_left(event.moved, places))
-        ended = records + [record for record, _ in event.failed]
-        left_over = tuple(place for _, place in event.moved if not self.ctx.catalogue.sharers(place.digest))
-
-        def done() -> None:
-            self._taking.pop(event.op, None)
-            self.ctx.named(event.op)
-            self._committed(rows, ended, incoming)
-            self._drop_left_over(left_over)
-
-        self.ctx.commit(batch, done, lambda error: self._uncommitted(event, incoming, error))
-
-    def is_moving(self, digest: Digest) -> bool:
-        """Whether a publication under way may move these bytes aside: their private copy is then the one that stays."""
-        paths = {path for taken in self._taking.values() for path in taken}
-        return any(place.path in paths for place in self.ctx.catalogue.places(digest))
-
-    def _adopted(self, event: Published) -> list[Digest]:
-        """What made room and was stated by another member of our NFS group only: from now on we answer for it."""
-        digests = [place.digest for _, place in event.moved if self.ctx.catalogue.sharers(place.digest)]
-        return [digest for digest in digests if not self._stated_by_us(digest)]
-
-    def _displaced(self, event: Published) -> list[Digest]:
-        """What the manifest believes at a path now taken, did not make room, and lies nowhere else: a crash came
-        between the last rename there and its commit, or a user took the file away."""
-        made_room = {place.digest for _, place in event.moved}
-        before = [self.ctx.place(place.path) for _, place in event.done]
-        pairs = [(old, new) for old, (_, new) in zip(before, event.done, strict=True) if old is not None]
-        gone = [old for old, new in pairs if old.digest != new.digest and old.digest not in made_room]
-        lost = [old.digest for old in gone if all(p.path == old.path for p in self.ctx.places(old.digest))]
-        return [digest for digest in dict.fromkeys(lost) if self.ctx.holds(digest)]
-
-    def _drop_left_over(self, places: tuple[Place, ...]) -> None:
-        """Files that made room and that no version needs any more: nobody else would remove them, or take back what
-        was said of them."""
-        if not places:
-            return
-        digests = dict.fromkeys(place.digest for place in places)
-        rows = Rows(holdings=tuple(self.ctx.holding(d, False) for d in digests if self._stated_by_us(d)))
-
-        def done() -> None:
-            self.tell(rows)
-            self.ctx.emit(Unlink(self.ctx.still_unneeded(places)))
-
-        self.ctx.commit(Batch(rows, forget_places=tuple(place.path for place in places)), done)
-
-    def _stated_by_us(self, digest: Digest) -> bool:
-        return any(holding.node == self.ctx.node for holding in self.ctx.catalogue.holdings(digest))
-
-    def _committed(self, rows: Rows, ended: list[Record], incoming: Incoming | None) -> None:
-        self.tell(rows)
-        if incoming is not None:
-            incoming.holdings += [holding for holding in rows.holdings if holding.present]
-            self._finish(incoming)
-        for record in ended if incoming is None else ():
-            self._own_published(record)
-
-    def _uncommitted(self, event: Published, incoming: Incoming | None, error: str) -> None:
-        """The sender hears that it failed; the files have their names all the same, and the manifest must learn it."""
-        self.ctx.report("error", "commit_failed", f"published artifacts are not recorded yet: {error}")
-        self._unrecorded.append(event)
-        if incoming is not None:
-            self._finish(incoming)
-
-    def _record_the_rest(self) -> None:
-        events, self._unrecorded = self._unrecorded, []
-        for event in events:
-            self._record(replace(event, failed=()), None)
-
     def _finish(self, incoming: Incoming) -> None:
         """End a transfer: receipts for what is committed, reasons for the rest."""
-        if incoming.peer != self.ctx.node:
+        asked_by = {incoming.peer: incoming.transfer} if incoming.peer != self.ctx.node else incoming.offers
+        if asked_by:
             told = {h.digest for h in incoming.holdings}
             failed = dict(incoming.failed)
             for record in incoming.accepted():
                 if record.digest not in told:
                     failed.setdefault(record.digest, "the stream ended without it")
-            receipt = m.Receipt(incoming.transfer, tuple(incoming.holdings), tuple(failed.items()))
-            self.ctx.send(incoming.peer, receipt)
+            for peer, transfer in asked_by.items():
+                self.ctx.send(peer, m.Receipt(transfer, tuple(incoming.holdings), tuple(failed.items())))
         self._close(incoming)
 
     def _fail_fetch(self, incoming: Incoming, record: Record, why: str) -> None:
         if incoming.request:
             self._answer(incoming, f"{record.name} could not be fetched: {why}")
+            return
+        if incoming.pushed and not self.policy.places_here(record):
+            self.ctx.report("warning", "fetch_failed", f"{record.name} was offered and could not be fetched: {why}")
             return
         self.ctx.report("warning", "fetch_failed", f"{record.name} was not fetched and will be tried again: {why}")
         self.wanted[record.digest] = Wanted(record, self.ctx.now_ms + RETRY_MS)
@@ -459,33 +381,31 @@ class Receiving:
         for record in incoming.offered:
             if self.arriving.get(record.digest) == incoming.key:
                 del self.arriving[record.digest]
+        if incoming.peer == self.ctx.node:
+            self.swarming.stop(incoming.offered[0], incoming.transfer)
         self.ctx.emit(Unreserve(incoming.peer, incoming.transfer))
 
     # --- upkeep ---
 
     def session_down(self, peer: NodeId) -> None:
         """Its offers are void, begun or not: it forgets them too, and offers anew. Verified chunks stay in staging."""
-        for incoming in [x for x in self.incoming.values() if x.peer == peer and not self._is_publishing(x)]:
+        for incoming in [x for x in self.incoming.values() if x.peer == peer and not self.publishing.is_under_way(x)]:
             self._close(incoming)
         for digest in [d for d, (asked, _) in self._asked.items() if asked == peer]:
             del self._asked[digest]
-
-    def _is_publishing(self, incoming: Incoming) -> bool:
-        return any(x is incoming for x in self._publishing.values())
+        self.swarming.gone(peer)
+        for incoming in [x for x in self.incoming.values() if x.offers.pop(peer, 0) and not x.offers]:
+            unwanted = incoming.pushed and not self.policy.places_here(incoming.offered[0])
+            if unwanted and not self.publishing.is_under_way(incoming):
+                self._close(incoming)  # nobody asks for it any more; what came stays in staging
 
     def tick(self) -> None:
         now = self.ctx.now_ms
         for incoming in list(self.incoming.values()):
-            if incoming.deadline_ms and now > incoming.deadline_ms and not self._is_publishing(incoming):
+            if incoming.deadline_ms and now > incoming.deadline_ms and not self.publishing.is_under_way(incoming):
                 self._finish(incoming)  # our own fetches have no deadline: the driver ends those that stall
         if self.recording:
-            self._record_the_rest()
+            self.publishing.record_the_rest()
         for digest in [d for d, (_, until) in self._asked.items() if until <= now]:
             del self._asked[digest]
         self.pump()
-
-
-def _left(moved: tuple[tuple[str, Place], ...], places: list[Place]) -> tuple[str, ...]:
-    """Paths that were moved away from and are not taken again by a new place."""
-    taken = {place.path for place in places}
-    return tuple(path for path, _ in moved if path not in taken)

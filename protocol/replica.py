@@ -21,7 +21,7 @@ from protocol.debts import Debt, Debts
 from protocol.declared import Declared
 from protocol.departing import Departing
 from protocol.draining import Draining
-from protocol.effects import Effects, Entry, Hangup, Inline, Referenced, Release, SetTimer, Unlink
+from protocol.effects import Effects, Entry, Hangup, Inline, Referenced, Release, SetTimer
 from protocol.fleet import Fleet
 from protocol.leaving import PLAN, Leaving
 from protocol.membership import WAKE, Membership
@@ -31,10 +31,12 @@ from protocol.recent import Recent
 from protocol.repair import Repair
 from protocol.retention import Retention
 from protocol.sending import Sending
+from protocol.settling import Settling
 from protocol.shedding import Shedding
 from protocol.spreading import Spreading
+from protocol.swarming import TIMER
 from protocol.sweeping import Sweeping
-from protocol.values import Batch, NodeId, Place, Record, Rows, State, StoreId
+from protocol.values import Batch, NodeId, Record, Rows, State, StoreId
 
 TICK_MS = 1_000  # time-outs, dials, retention and retries are looked at this often
 HEAL_MS = 5_000  # after a failed commit, an empty one probes the disk this often
@@ -58,10 +60,12 @@ class Replica:
         self.comparing = Comparing(ctx, self.members, random)
         self.spreading = Spreading(ctx, self.members, self.comparing, self._heard, self.retention.beyond)
         self.pins = Pins(ctx)
-        self.receiving = Receiving(ctx, self.members, self.debts, self.pins, self._tell)
+        self.receiving = Receiving(ctx, self.members, self.debts, self.pins, random, self._tell)
+        self.publishing, self.swarming = self.receiving.publishing, self.receiving.swarming
+        self.swarming.on_pieces = self.sending.progressed
         self.accepting = Accepting(ctx, self.debts, self._tell, self._owe)
         self.departing = Departing(ctx, self.members, self.debts, self.leaving, self._hold_nothing_more)
-        self.receiving.on_own_published(self._own_published)
+        self.settling = Settling(ctx, self.debts, self.publishing)
         self.declared = Declared(ctx, self.members)
         self.draining = Draining(ctx, self.members, self.debts, self._hold_nothing_more, self._owe)
         self.repair = Repair(ctx, self.members, self.debts, self._can_send, self._owe)
@@ -97,7 +101,8 @@ class Replica:
             e.Reserved: self.receiving.reserved,
             e.Uploaded: lambda event: self.sending.uploaded(event.transfer, event.error),
             e.Arrived: self.receiving.arrived,
-            e.Published: self.receiving.published,
+            e.Pulled: self.swarming.pulled,
+            e.Published: self.publishing.published,
             e.Withdrawn: self._withdrawn,
             e.RootKnown: lambda event: self.retention.root_known(),
             e.DiskChanged: self._disk_changed,
@@ -126,6 +131,8 @@ class Replica:
             m.Ask: self.sending.asked,
             m.Confirm: self.shedding.asked,
             m.Confirmed: self.shedding.confirmed,
+            m.Pieces: self.swarming.pieces,
+            m.Fetchers: self.swarming.fetchers,
             **dict.fromkeys(get_args(SwimMessage), self.members.received),
         }
 
@@ -134,7 +141,7 @@ class Replica:
         self.ctx.now_ms = now_ms
         self._handlers[type(event)](event)
         self._follow_lives()
-        self.receiving.publish_settled()
+        self.publishing.publish_settled()
         self.spreading.flush()
         self.leaving.step()
         self.sending.pump()
@@ -195,6 +202,8 @@ class Replica:
         """After each event the plan is looked at: its own timer needs to do nothing more."""
         if event.token == WAKE:
             self.members.wake()
+        elif event.token == TIMER:
+            self.swarming.wake()
         elif event.token != PLAN:
             self._tick()
 
@@ -205,6 +214,7 @@ class Replica:
         self.debts.tick()
         self.sending.tick()
         self.receiving.tick()
+        self.swarming.tick()
         self.retention.tick()
         self.comparing.tick()
         self._state_debt()
@@ -246,6 +256,7 @@ class Replica:
             self._note_declared(record)
             self._note_pin(record)
         for holding in rows.holdings:
+            self.swarming.stated(holding)
             for debt in self.debts.heard(holding):
                 self.sending.plan(debt)
         self._consider(rows)
@@ -299,51 +310,8 @@ class Replica:
         """K receipts are committed: the artifact takes its final path here, and its WAL entry may go."""
         record = debt.record
         if debt.own:
-            self._settle_own(record)
+            self.settling.settled(record)
         self.retention.committed(record)
-
-    def _settle_own(self, record: Record) -> None:
-        """Bytes that came by the CLI are published now (then the WAL entry goes); private copies beside a watched
-        file are dropped; an excluded node keeps nothing."""
-        places = self.ctx.catalogue.places(record.digest)
-        private = tuple(place for place in places if place.private)
-        unnamed = not places or self.receiving.lacks_name(record)
-        if not self.ctx.excluded and unnamed and not (private and self._needed_privately(record)):
-            self.receiving.publish_later(record)
-            return
-        self.ctx.emit(Release((record,)))
-        if self.ctx.excluded or (len(private) < len(places) and not self._needed_privately(record)):
-            self._forget(private)
-
-    def _needed_privately(self, record: Record) -> bool:
-        """A snapshot's private copy is the artifact itself."""
-        kind = self.ctx.kind(record.name)
-        return kind is not None and kind.snapshot is not None
-
-    def _forget(self, private: tuple[Place, ...]) -> None:
-        """Drop private copies, unless they are needed after all."""
-        places = tuple(place for place in private if not self._protects(place))
-        if places:
-            batch = Batch(forget_places=tuple(place.path for place in places))
-            self.ctx.commit(batch, lambda: self._remove_private(places))
-
-    def _remove_private(self, places: tuple[Place, ...]) -> None:
-        """A copy that has come to be needed meanwhile, or that the manifest knows again, stays."""
-        gone = [p for p in places if not self._protects(p) and self.ctx.catalogue.place(p.path) is None]
-        self.ctx.emit(Unlink(tuple(gone)))
-
-    def _protects(self, private: Place) -> bool:
-        """Whether an artifact at risk here has these bytes, or the file beside is just now making room for a newer."""
-        return bool(self.debts.of(private.digest)) or self.receiving.is_moving(private.digest)
-
-    def _own_published(self, record: Record) -> None:
-        """The final path stands (or cannot be had): what protected the bytes until now is no longer needed."""
-        if record.origin == self.ctx.node and record.key not in self.debts.open:
-            self.ctx.emit(Release((record,)))
-            places = self.ctx.catalogue.places(record.digest)
-            private = tuple(place for place in places if place.private)
-            if len(private) < len(places) and not self._needed_privately(record):
-                self._forget(private)
 
     # --- durability of our own writes ---
 
@@ -415,6 +383,7 @@ class Replica:
             if not self.members.is_alive(node):
                 self.sending.session_down(node)
                 self.sweeping.lost(node)
+                self.swarming.gone(node)
         if changes:
             self.shedding.stirred()
             self.debts.recount()

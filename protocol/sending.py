@@ -16,7 +16,8 @@ from protocol.debts import Debt, Debts
 from protocol.effects import Abandon, Upload
 from protocol.fleet import PRIORITIES
 from protocol.membership import Membership
-from protocol.messages import BUSY, HAVE, Ask, Offer, Receipt, Take
+from protocol.messages import BUSY, FETCHING, HAVE, Ask, Offer, Pieces, Receipt, Take
+from protocol.pieces import Layout
 from protocol.placement import counted, targets
 from protocol.uplink import Uplink
 from protocol.values import NodeId, Parcel, Record, RecordKey
@@ -28,6 +29,7 @@ OFFERS_PER_PEER = 4  # under way to one peer: batches overlap, so that neither s
 LARGE_PER_PEER = 2  # of those, large ones
 ASKED_PER_PEER = 64  # offers under way at which asks go unanswered: what a receiver takes at once; it asks again
 TAKE_MS_MAX = 30_000  # an offer unanswered for this long was lost
+PULL_MS_MAX = 60_000  # who fetches what it was offered, and says nothing of it for this long, does not any more
 RECEIPT_MS_MAX = 120_000  # from the last byte to the receipt: fsync of a large file on a slow disk
 BUSY_MS = 500  # a busy receiver is asked again after this
 REFUSED_MS = 10_000  # any other refusal or failure
@@ -48,6 +50,7 @@ class Outgoing:
     since_ms: int  # it was offered, or, once it is being uploaded, taken
     asked: bool = False  # it answers an Ask: no debt depends on it
     uploading: bool = False
+    fetching: bool = False  # the receiver gets it piece by piece, and says how far it is
 
 
 @dataclass(slots=True)
@@ -204,7 +207,8 @@ class Sending:
         now = self.ctx.now_ms
         lane.offers[self._transfer] = Outgoing(self._transfer, node, records, deadline, large, now, bool(answers))
         parcels = tuple(Parcel(record) for record in records)
-        self.ctx.send(node, Offer(self._transfer, parcels, answers))
+        pull = large and not answers and not self.held and bool(self.members.own.address)  # else it is sent the bytes
+        self.ctx.send(node, Offer(self._transfer, parcels, answers, pull))
 
     def asked(self, peer: NodeId, ask: Ask) -> None:
         """A peer asks for bytes: offer what we hold of it. Who leaves needs its uplink; others may hold it too."""
@@ -227,6 +231,9 @@ class Sending:
         offer = self.find(peer, take.transfer)
         if offer is None or offer.uploading or len(take.refused) != len(offer.records):
             return
+        if take.refused == (FETCHING,):
+            offer.fetching, offer.deadline_ms = True, self.ctx.now_ms + PULL_MS_MAX
+            return
         parcels = []
         kept = []
         for record, refusal, missing in zip(offer.records, take.refused, take.missing, strict=True):
@@ -243,6 +250,14 @@ class Sending:
         self.uplink.started(take.transfer, size, self.ctx.now_ms)
         offer.deadline_ms = self.ctx.now_ms + RECEIPT_MS_MAX + size * 1000 // UPLOAD_BYTES_PER_SECOND_MIN
         self.ctx.emit(Upload(take.transfer, peer, tuple(parcels)))
+
+    def progressed(self, peer: NodeId, pieces: Pieces) -> None:
+        """It is still fetching what it was offered."""
+        lane = self.lanes.get(peer)
+        for offer in lane.offers.values() if lane else ():
+            if offer.fetching and offer.records[0].digest == pieces.digest:
+                whole = pieces.have == Layout(offer.records[0].size).full
+                offer.deadline_ms = self.ctx.now_ms + (RECEIPT_MS_MAX if whole else PULL_MS_MAX)
 
     def uploaded(self, transfer: int, error: str) -> None:
         """The stream ended. After an error nothing is assumed: what arrived shows as receipts."""

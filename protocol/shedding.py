@@ -134,7 +134,7 @@ class Shedding:
         """Whether our copy of these bytes is one that we made for others, and that nobody here needs."""
         if digest in self._asking or digest in self._promised or self.debts.of(digest):
             return False
-        if self.ctx.coming(digest) or self.ctx.logging(digest) or self.receiving.is_moving(digest):
+        if self.ctx.coming(digest) or self.ctx.logging(digest) or self.receiving.publishing.is_moving(digest):
             return False
         sharers = self.ctx.catalogue.sharers(digest)
         if not sharers or any(self._ours(record) for record in sharers):

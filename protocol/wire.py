@@ -55,6 +55,8 @@ ROWS_MAX = 2_000  # rows in a message: one page of an exchange; what a group com
 PARCELS_MAX = 1_000  # parcels in an offer: one group commit at the receiver
 SAVED_MAX = 64  # nodes that a leaving one names: it sends to eight at a time
 STRIPES_MAX = 4_096  # stripes of a parcel: a map more scattered than this is asked for in parts
+PIECES_BYTES_MAX = 256 << 10  # 2^21 pieces of 64 MiB are 128 TiB; a larger artifact is fetched whole
+FETCHERS_MAX = 10_000  # in a message: as many as members
 FINGERPRINTS_MAX = cells.CELLS_MAX  # in a message: more than the largest sketch resolves
 SENTENCE_CHARS_MAX = 500  # reasons are for people
 SIZE_MAX = 1 << 50  # 1 PiB: above any artifact, far below what overflows SQLite's integers
@@ -228,7 +230,8 @@ def _unpack_prints(f: Packed) -> m.Prints:
 
 def _unpack_offer(f: Packed) -> m.Offer:
     parcels = tuple(_unpack_parcel(p) for p in as_list(f[1], PARCELS_MAX, "parcels"))
-    return m.Offer(as_int(f[0], SEQ_MAX, "transfer"), parcels, as_int(f[2], SEQ_MAX, "answers"))
+    pull = len(f) > 3 and f[3] is True  # told by nodes that pull themselves; an older one is sent its bytes
+    return m.Offer(as_int(f[0], SEQ_MAX, "transfer"), parcels, as_int(f[2], SEQ_MAX, "answers"), pull)
 
 
 def _unpack_take(f: Packed) -> m.Take:
@@ -286,6 +289,25 @@ def _unpack_unsafe(row: object) -> m.Unsafe:
     )
 
 
+def _pack_bits(pieces: int) -> bytes:
+    return pieces.to_bytes(-(-pieces.bit_length() // 8), "little")
+
+
+def _unpack_bits(value: object, what: str) -> int:
+    if type(value) is not bytes or len(value) > PIECES_BYTES_MAX:
+        raise WireError(f"{what} must be at most {PIECES_BYTES_MAX} bytes")
+    return int.from_bytes(value, "little")
+
+
+def _unpack_pieces(f: Packed) -> m.Pieces:
+    return m.Pieces(as_bytes(f[0], DIGEST_BYTES, "digest"), _unpack_bits(f[1], "pieces"), _unpack_bits(f[2], "pieces"))
+
+
+def _unpack_fetchers(f: Packed) -> m.Fetchers:
+    nodes = tuple(as_node(node) for node in as_list(f[1], FETCHERS_MAX, "fetchers"))
+    return m.Fetchers(as_bytes(f[0], DIGEST_BYTES, "digest"), nodes)
+
+
 # type number -> (class, count of known fields, fields from message, message from fields)
 _TABLE: dict[int, tuple[type, int, Pack, Unpack]] = {
     1: (
@@ -296,7 +318,12 @@ _TABLE: dict[int, tuple[type, int, Pack, Unpack]] = {
     ),
     2: (m.RowsMessage, 3, lambda x: _pack_rows(x.rows), _unpack_rows),
     3: (m.CellsMessage, 1, lambda x: [cells.pack(x.cells)], lambda f: m.CellsMessage(_cells(f[0]))),
-    4: (m.Offer, 3, lambda x: [x.transfer, [_pack_parcel(p) for p in x.parcels], x.answers], _unpack_offer),
+    4: (
+        m.Offer,
+        3,
+        lambda x: [x.transfer, [_pack_parcel(p) for p in x.parcels], x.answers, *([True] if x.pull else [])],
+        _unpack_offer,
+    ),
     5: (
         m.Take,
         3,
@@ -318,6 +345,8 @@ _TABLE: dict[int, tuple[type, int, Pack, Unpack]] = {
     10: (m.Lacking, 1, lambda x: [list(x.fingerprints)], lambda f: m.Lacking(_fingerprints(f[0]))),
     11: (m.Prints, 3, lambda x: [x.first, x.end, list(x.fingerprints)], _unpack_prints),
     25: (m.Farewell, 8, _pack_farewell, _unpack_farewell),
+    21: (m.Pieces, 3, lambda x: [x.digest, _pack_bits(x.have), _pack_bits(x.asked)], _unpack_pieces),
+    22: (m.Fetchers, 2, lambda x: [x.digest, list(x.nodes)], _unpack_fetchers),
     8: (m.Goodbye, 1, lambda x: [_clip(x.why)], lambda f: m.Goodbye(as_text(f[0], SENTENCE_CHARS_MAX, "reason"))),
 }
 _TABLE |= {

@@ -123,7 +123,7 @@ class SimDepot:
 
     def _missing(self, record: Record) -> tuple[Stripe, ...]:
         staged = self.staged[record.digest]
-        return (Stripe(staged.written, staged.chunks - staged.written),) if staged.written else ()
+        return (staged.missing() or (Stripe(0, 0),)) if staged.written else ()
 
     def unreserve(self, peer: NodeId, transfer: int) -> None:
         """Give back the room; verified chunks stay, so that the next try needs fewer."""
@@ -147,13 +147,14 @@ class SimDepot:
                 return place
         return None
 
-    def write(self, record: Record, upto: int) -> bool:
-        """Chunks of an artifact, verified, up to this one; False when nothing is reserved for it."""
+    def write(self, record: Record, run: Stripe) -> bool:
+        """A run of chunks of an artifact, verified; False when nothing is reserved for it."""
         staged = self.staged.get(record.digest)
         if staged is None or not staged.reserved:
             return False
-        staged.written = max(staged.written, min(upto, staged.chunks))
-        if staged.chunks > 1 and (staged.written - staged.marked >= MARK_CHUNKS or staged.complete):
+        staged.written |= ((1 << run.count) - 1 << run.first) & staged.all
+        unmarked = (staged.written & ~staged.marked).bit_count()
+        if staged.chunks > 1 and (unmarked >= MARK_CHUNKS or staged.complete):
             staged.marked = staged.written
         return True
 
@@ -168,6 +169,12 @@ class SimDepot:
                 withdrawn(place)
         recent = [place for place in self._remembered.values() if place.digest == digest]
         return any(self.store.stands(place) for place in recent) or self.disk.inline(digest)
+
+    def has_run(self, digest: Digest, run: Stripe) -> bool:
+        """Whether this run of an artifact that is being fetched is written."""
+        staged = self.staged.get(digest)
+        wanted = (1 << run.count) - 1 << run.first
+        return staged is not None and staged.reserved and staged.written & wanted == wanted
 
     # --- publication ---
 

@@ -12,7 +12,7 @@ from random import Random
 
 from protocol.chunks import chunk_count
 from protocol.effects import Entry, Inline
-from protocol.values import Digest, NodeId, Place, Record, RecordKey, StoreId
+from protocol.values import Digest, NodeId, Place, Record, RecordKey, StoreId, Stripe
 from simulations.memory import MemoryCatalogue, Tables
 
 EPOCH_MS = 1_760_000_000_000  # virtual time begins in October 2025: stamps look like real ones
@@ -34,7 +34,7 @@ class SimFile:
 
 @dataclass(slots=True, eq=False)
 class Staged:
-    """A partial: chunks written, and how many of them are marked in the durable chunk map."""
+    """A partial: the chunks written, and those of them that are marked in the durable chunk map, as bits."""
 
     record: Record
     written: int = 0
@@ -47,11 +47,26 @@ class Staged:
 
     @property
     def complete(self) -> bool:
-        return self.written >= self.chunks
+        return self.written == self.all
 
     @property
     def room_bytes(self) -> int:
-        return self.record.size if self.reserved else self.record.size * self.written // self.chunks
+        return self.record.size if self.reserved else self.record.size * self.written.bit_count() // self.chunks
+
+    @property
+    def all(self) -> int:
+        return (1 << self.chunks) - 1
+
+    def missing(self) -> tuple[Stripe, ...]:
+        """Runs of chunks that are not written."""
+        runs = []
+        left = self.all & ~self.written
+        while left:
+            first = (left & -left).bit_length() - 1
+            count = (~(left >> first) & (left >> first) + 1).bit_length() - 1
+            runs.append(Stripe(first, count))
+            left &= ~(((1 << count) - 1) << first)
+        return tuple(runs)
 
 
 @dataclass(slots=True, eq=False)

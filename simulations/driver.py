@@ -240,6 +240,8 @@ class SimNode:
             f.Upload: lambda effect: self.around.streams.upload(self, effect),
             f.Abandon: lambda effect: self.around.streams.abandon(self, effect),
             f.Fetch: lambda effect: self.around.streams.fetch(self, effect),
+            f.Pull: lambda effect: self.around.streams.pull(self, effect),
+            f.CutPull: lambda effect: self.around.streams.cut(self, effect.number),
             f.Reserve: self._reserve,
             f.Unreserve: self._unreserve,
             f.Publish: self._publish,

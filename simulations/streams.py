@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from random import Random
 
 from protocol.chunks import CHUNK_BYTES, chunk_count
-from protocol.effects import Abandon, Fetch, Upload
-from protocol.events import Arrived, Uploaded
-from protocol.values import NodeId, Parcel, Record
+from protocol.effects import Abandon, Fetch, Pull, Upload
+from protocol.events import Arrived, Pulled, Uploaded
+from protocol.values import NodeId, Parcel, Record, Stripe
 from simulations.chance import between
 from simulations.driver import SimNode
 from simulations.network import Network
@@ -26,10 +26,10 @@ STEPS_MAX = 4  # of one large artifact: enough for a break in the middle
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """Once so many more bytes have come, these artifacts stand in staging up to these chunks."""
+    """Once so many more bytes have come, these chunks of these artifacts stand in staging."""
 
     size_bytes: int
-    upto: tuple[tuple[Record, int], ...]
+    parts: tuple[tuple[Record, Stripe], ...]
 
 
 @dataclass(slots=True)
@@ -69,6 +69,9 @@ class Streams:
         self.payload_bytes = 0
         self._sending: dict[NodeId, int] = {}  # steps that each node is sending now
         self._rates: dict[NodeId, int] = {}
+        self._busy_until_ms: dict[NodeId, float] = {}  # when all that was pulled from a node has left it
+        self._cut: dict[tuple[NodeId, int], None] = {}  # pulls that their node gave up
+        self.sent_bytes: dict[NodeId, int] = {}  # to those who pulled
 
     def _paced_ms(self, sender: NodeId, size_bytes: int) -> int:
         """How long these bytes take from now: what a node sends at the same time shares its egress limit evenly."""
@@ -133,20 +136,20 @@ class Streams:
             run.sender.bite("stream_broken")
             self._end(run, "the connection was reset")
             return
-        for record, upto in step.upto:
-            self._take_one(run, record, upto)
+        for record, part in step.parts:
+            self._take_one(run, record, part)
         self._next(run)
 
-    def _take_one(self, run: Run, record: Record, upto: int) -> None:
+    def _take_one(self, run: Run, record: Record, part: Stripe) -> None:
         if any(record.digest == bad.digest for bad, _ in run.failed):
             return
-        self.payload_bytes += min(record.size, CHUNK_BYTES * upto)
+        self.payload_bytes += min(record.size, CHUNK_BYTES * part.count)
         if not run.sender.reads(record.digest):
             run.failed.append((record, "its bytes are no longer there"))
         elif self.random.random() < self.weather.lies:
             run.sender.bite("wrong_bytes")
             run.failed.append((record, f"{run.sender.name} sent wrong bytes"))
-        elif not run.receiver.depot.write(record, upto):
+        elif not run.receiver.depot.write(record, part):
             run.failed.append((record, "no room is reserved for it"))
         elif run.receiver.depot.staged[record.digest].complete:
             run.complete.append(record)
@@ -156,7 +159,7 @@ class Streams:
         if takes:
             run.receiver.receiving_now.pop((run.sender.name, run.transfer), None)
             told = {record.digest: None for record in run.complete} | {r.digest: None for r, _ in run.failed}
-            rest = [record for step in run.steps for record, _ in step.upto if record.digest not in told]
+            rest = [record for step in run.steps for record, _ in step.parts if record.digest not in told]
             unique = {record.digest: record for record in rest}.values()
             failed = (*run.failed, *((record, error or "the stream ended") for record in unique))
             arrived = Arrived(run.sender.name, run.transfer, tuple(run.complete), failed)
@@ -189,23 +192,68 @@ class Streams:
             self._from_next(node, effect, sources)
             return
         self.payload_bytes += record.size
-        if node.depot.write(record, max(1, chunk_count(record.size))):
+        if node.depot.write(record, Stripe(0, max(1, chunk_count(record.size)))):
             node.handle(Arrived(node.name, effect.transfer, (record,)))
         else:
             node.handle(Arrived(node.name, effect.transfer, (), ((record, "no room is reserved for it"),)))
+
+    # --- pulls ---
+
+    def pull(self, node: SimNode, effect: Pull) -> None:
+        """One run from one source: bytes leave it one after the other, in the order in which they were asked for."""
+        self._cut.pop((node.name, effect.number), None)
+        there_ms = self.network.latency_ms(node.name, effect.source)
+        if effect.source not in self.nodes or not self.network.dialable(node.name, effect.source):
+            node.later(2 * there_ms, node.handle, Pulled(effect.number, f"{effect.source} cannot be reached"))
+            return
+        size = min(effect.run.count * CHUNK_BYTES, effect.record.size - effect.run.first * CHUNK_BYTES)
+        node.later(self._queued_ms(effect.source, size, there_ms) + there_ms, self._pulled, node, effect, size)
+
+    def cut(self, node: SimNode, number: int) -> None:
+        self._cut[node.name, number] = None
+
+    def _queued_ms(self, sender: NodeId, size_bytes: int, there_ms: int) -> int:
+        now_ms = self.network.schedule.now_ms
+        begins_ms = max(now_ms + there_ms, self._busy_until_ms.get(sender, 0))
+        self._busy_until_ms[sender] = begins_ms + size_bytes / self._bytes_per_ms(sender)
+        return int(self._busy_until_ms[sender] - now_ms) + 1
+
+    def _pulled(self, node: SimNode, effect: Pull, size: int) -> None:
+        self.payload_bytes += size
+        self.sent_bytes[effect.source] = self.sent_bytes.get(effect.source, 0) + size
+        if self._cut.pop((node.name, effect.number), effect) is None:
+            return
+        source, digest = self.nodes[effect.source], effect.record.digest
+        lies = self.random.random() < self.weather.lies
+        error = ""
+        if not self.network.dialable(node.name, effect.source) or self.random.random() < self.weather.breaks:
+            node.bite("pull_broken")
+            error = "the connection was reset"
+        elif not source.depot.has_run(digest, effect.run) and not source.reads(digest):
+            error = f"{effect.source} does not hold it"
+        elif lies:
+            node.bite("wrong_bytes")
+            error = f"{effect.source} sent wrong bytes"
+        elif not node.depot.write(effect.record, effect.run):
+            error = "no room is reserved for it"
+        if self.random.random() < self.weather.stalls:
+            node.bite("pull_stalled")
+            node.later(STALL_MS, node.handle, Pulled(effect.number, "it stalled"))
+            return
+        node.handle(Pulled(effect.number, error, lied=lies))
 
 
 def _steps(parcels: Sequence[Parcel]) -> list[Step]:
     """Small artifacts many to a step, large ones in a few steps each, only the chunks that are missing."""
     steps: list[Step] = []
-    batch: list[tuple[Record, int]] = []
+    batch: list[tuple[Record, Stripe]] = []
     batch_bytes = 0
     for parcel in parcels:
         record = parcel.record
         if record.size > CHUNK_BYTES:
             steps += _large(parcel)
             continue
-        batch.append((record, 1))
+        batch.append((record, Stripe(0, 1)))
         batch_bytes += record.size
         if batch_bytes >= BATCH_BYTES:
             steps.append(Step(batch_bytes, tuple(batch)))
@@ -216,9 +264,13 @@ def _steps(parcels: Sequence[Parcel]) -> list[Step]:
 
 
 def _large(parcel: Parcel) -> list[Step]:
-    total = chunk_count(parcel.record.size)
-    first = min((stripe.first for stripe in parcel.stripes), default=0)
-    stride = max(1, -(-(total - first) // STEPS_MAX))
-    ends = [*range(min(first + stride, total), total, stride), total]
-    starts = [first, *ends[:-1]]
-    return [Step((end - start) * CHUNK_BYTES, ((parcel.record, end),)) for start, end in zip(starts, ends, strict=True)]
+    stripes = parcel.stripes or (Stripe(0, chunk_count(parcel.record.size)),)
+    stride = max(1, -(-sum(stripe.count for stripe in stripes) // STEPS_MAX))
+    runs = [
+        Stripe(first, min(stride, stripe.first + stripe.count - first))
+        for stripe in stripes
+        for first in range(stripe.first, stripe.first + stripe.count, stride)
+    ]
+    return [Step(run.count * CHUNK_BYTES, ((parcel.record, run),)) for run in runs] or [
+        Step(0, ((parcel.record, Stripe(0, 0)),))
+    ]

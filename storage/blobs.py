@@ -10,9 +10,11 @@ import os
 from collections.abc import Callable
 from typing import Protocol
 
-from protocol.values import Place
+from protocol.chunks import CHUNK_BYTES
+from protocol.values import Place, Stripe
 from storage.files import FileLayer
 from storage.folders import place_stamp, stamp_of
+from storage.partials import ChunkedPartial
 from storage.refusals import BlobChanged, failure
 
 Withdraw = Callable[[Place, str], None]
@@ -109,6 +111,37 @@ class FileBlob:
     def _changed(self, why: str) -> BlobChanged:
         self._withdraw(self.place, why)
         return BlobChanged(f"{self.place.path} no longer holds what it did: {why}")
+
+
+class PartialBlob:
+    """The chunks of an unfinished artifact that are verified, read from staging."""
+
+    def __init__(self, partial: ChunkedPartial) -> None:
+        self._partial = partial
+
+    @property
+    def size(self) -> int:
+        return self._partial.record.size
+
+    def covers(self, first: int, end: int) -> bool:
+        """Whether all chunks of these bytes are there."""
+        chunks = Stripe(first // CHUNK_BYTES, -(-end // CHUNK_BYTES) - first // CHUNK_BYTES)
+        return first < end and not self._partial.lacking(chunks)
+
+    def read_into(self, view: memoryview, offset: int) -> int:
+        try:
+            return os.preadv(self._partial.fd, [view[: max(0, self.size - offset)]], offset)
+        except OSError as error:
+            raise failure(error, f"read {self._partial.record.name} in staging") from error
+
+    def check(self) -> None:
+        """Chunks do not change once they are verified."""
+
+    def fileno(self) -> int:
+        return self._partial.fd
+
+    def close(self) -> None:
+        self._partial.close()
 
 
 def whole(blob: Blob) -> bytes:

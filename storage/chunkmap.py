@@ -44,9 +44,11 @@ class Marks:
             self.bits[index >> 3] &= ~(1 << (index & 7))
             self.count -= 1
 
-    def missing(self) -> tuple[Stripe, ...]:
+    def missing(self, within: Stripe | None = None) -> tuple[Stripe, ...]:
         """Runs of chunks that are not in the set, in order."""
-        return tuple(_runs(index for index in range(self.total) if index not in self))
+        run = within or Stripe(0, self.total)
+        indexes = range(run.first, min(run.first + run.count, self.total))
+        return tuple(_runs(index for index in indexes if index not in self))
 
 
 def _runs(indexes: Iterable[int]) -> Iterator[Stripe]:

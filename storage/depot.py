@@ -21,7 +21,7 @@ from protocol.names import OWN_FOLDER
 from protocol.values import Digest, Parcel, Place, Record, Stripe
 from protocol.wire import STRIPES_MAX
 from storage.acceptance import Acceptance, Accepted
-from storage.blobs import Blob, FileBlob, InlineBlob, whole
+from storage.blobs import Blob, FileBlob, InlineBlob, PartialBlob, whole
 from storage.claims import Claims
 from storage.copies import Pace, hash_file, hash_from_disk
 from storage.files import FileLayer
@@ -111,6 +111,11 @@ class Depot:
                     held.append(digest)
         return tuple(held)
 
+    def open_partial(self, digest: Digest) -> PartialBlob | None:
+        """What is on its way in, to serve those chunks of it that are verified. None when nothing of it is."""
+        partial = self._staging.reading(digest)
+        return PartialBlob(partial) if partial is not None else None
+
     def open_staged(self, record: Record) -> Blob | None:
         """Verified bytes that stand in staging without being held: what `spore get` fetched. None when they do not."""
         if not self._staging.here(record):
@@ -131,6 +136,12 @@ class Depot:
         known = self._lookups.load_leaves(digest)
         if known is not None:
             return known
+        coming = self._staging.reading(digest)
+        if coming is not None:
+            known = coming.leaves()
+            coming.close()
+            if known is not None:
+                return known
         blob = self.open_blob(digest)
         if blob is None:
             return None

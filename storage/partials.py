@@ -56,6 +56,10 @@ class Partial(Protocol):
         """What is not here yet, as runs of chunks; empty when complete."""
         ...
 
+    def lacking(self, run: Stripe) -> tuple[Stripe, ...]:
+        """As `missing`, within a run."""
+        ...
+
     def write_chunk(self, index: int, chunk: Chunk) -> None:
         """Verify and write one chunk. Raises WrongBytes (nothing was written) or StorageFailed."""
         ...
@@ -134,6 +138,10 @@ class ChunkedPartial:
     def missing(self) -> tuple[Stripe, ...]:
         with self._changed:
             return self._written.missing()
+
+    def lacking(self, run: Stripe) -> tuple[Stripe, ...]:
+        with self._changed:
+            return self._written.missing(run)
 
     def write_chunk(self, index: int, chunk: Chunk) -> None:
         self._verify(index, chunk)
@@ -310,6 +318,9 @@ class SmallPartial:
 
     def missing(self) -> tuple[Stripe, ...]:
         return () if self.complete else (Stripe(0, chunk_count(self.record.size)),)
+
+    def lacking(self, run: Stripe) -> tuple[Stripe, ...]:
+        return self.missing()
 
     def write_chunk(self, index: int, chunk: Chunk) -> None:
         if index:

@@ -114,6 +114,15 @@ class Staging:
             self._open[record.digest] = partial
             return partial
 
+    def reading(self, digest: Digest) -> ChunkedPartial | None:
+        """The partial of an artifact that is on its way in now, to read what is verified of it; close it when done."""
+        with self._lock:
+            partial = self._open.get(digest)
+            if partial is not None:
+                partial.users += 1
+                self._complete.pop(digest, None)
+            return partial
+
     def arrive_small(self, items: list[tuple[Record, Chunk]], strict: bool = False) -> list[tuple[Record, str]]:
         """Verify small artifacts and write them, without a sync each: publication does that for all at once.
 

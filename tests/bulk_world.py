@@ -26,7 +26,7 @@ from protocol.chunks import CHUNK_BYTES, Hasher
 from protocol.effects import Report
 from protocol.events import Arrived, Uploaded
 from protocol.values import Digest, Parcel, Record, Stripe
-from storage.blobs import Blob
+from storage.blobs import Blob, PartialBlob
 from storage.files import FileLayer
 from storage.folders import place_of, stamp_of
 from storage.partials import Chunk, Partial
@@ -94,6 +94,9 @@ class Shelf:
 
     def open_blob(self, digest: Digest) -> Blob | None:
         return self.depot.open_blob(digest)
+
+    def open_partial(self, digest: Digest) -> PartialBlob | None:
+        return self.depot.open_partial(digest)
 
     def leaves(self, digest: Digest) -> tuple[Digest, ...] | None:
         return self.depot.leaves(digest)

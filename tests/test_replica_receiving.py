@@ -538,14 +538,16 @@ def large(name: str, number: int, **facts: Any) -> Record:
     return replace(record(name, number, **facts), size=SMALL_BYTES + 1)
 
 
-def test_a_large_artifact_is_fetched_by_ranges_from_every_live_holder() -> None:
+def test_a_large_artifact_is_pulled_piece_by_piece_from_every_live_holder() -> None:
     alpha, made = ready("beta", "gamma", "delta"), large("model/a", 5)
     alpha.told("beta", made, holding("beta", 5), holding("gamma", 5), holding("zeta", 5))
     (reserve,) = only(alpha.tick(PUSH_GRACE_MS), f.Reserve)
     assert (reserve.peer, reserve.parcels) == ("alpha", (Parcel(made),))
-    (fetch,) = only(alpha.handle(e.Reserved("alpha", reserve.transfer, ((),), ("",))), f.Fetch)
-    assert (fetch.record, sorted(fetch.sources)) == (made, ["beta", "gamma"])
-    (publish,) = only(alpha.handle(e.Arrived("alpha", reserve.transfer, (made,))), f.Publish)
+    (first,) = only(alpha.handle(e.Reserved("alpha", reserve.transfer, ((),), ("",))), f.Pull)
+    (second,) = only(alpha.handle(e.Pulled(first.number)), f.Pull)  # the chunk list is here: now from both
+    assert {first.source, second.source} == {"beta", "gamma"}
+    assert sorted(run.first for run in (first.run, second.run)) == [0, 1]
+    (publish,) = only(alpha.handle(e.Pulled(second.number)), f.Publish)
     out = alpha.done(e.Published(publish.op, ((made, place("a", 5)),)))
     assert sent(out, m.Receipt) == []  # nobody sent it: nobody waits
     assert alpha.replica.ctx.holds(made.digest)

@@ -70,6 +70,8 @@ MESSAGES: dict[str, m.Message] = {
     "farewell": m.Farewell(
         3, 900, (m.Saved("beta", 2, 600),), 1, 300, 1, 300, (m.Unsafe(RECORD.key, D1, 300, 0, "the time was over"),)
     ),
+    "pieces": m.Pieces(D1, 0b1_0000_0001, 1 << 9),
+    "fetchers": m.Fetchers(D1, ("alpha", "beta")),
     "goodbye": m.Goodbye("nothing at risk"),
 }
 
@@ -140,6 +142,8 @@ FROZEN = {
         "2e7074ce007b0000a5616c706861c4200101010101010101010101010101010101010101010101010101010101010101cd01"
         "2c00b17468652074696d6520776173206f766572"
     ),
+    "pieces": ("950115c4200101010101010101010101010101010101010101010101010101010101010101c4020101c4020002"),
+    "fetchers": ("940116c420010101010101010101010101010101010101010101010101010101010101010192a5616c706861a462657461"),
     "goodbye": "930108af6e6f7468696e67206174207269736b",
 }
 
@@ -273,13 +277,21 @@ def test_a_message_has_one_form(message: m.Message) -> None:
 
 
 def test_an_empty_message_of_each_kind_arrives() -> None:
-    for message in (m.RowsMessage(Rows()), m.Offer(0, ()), m.Take(0, (), ()), m.Receipt(0, ()), m.Ask(0, ())):
+    empty = (m.Offer(0, ()), m.Take(0, (), ()), m.Receipt(0, ()), m.Ask(0, ()), m.Pieces(D1, 0, 0), m.Fetchers(D1, ()))
+    for message in (m.RowsMessage(Rows()), *empty):
         assert decode(encode(message)) == message
 
 
 def test_a_fixed_message_of_every_type_has_the_bytes_it_always_had() -> None:
     assert {type(message) for message in MESSAGES.values()} == set(get_args(m.Message))
     assert {kind: encode(message).hex() for kind, message in MESSAGES.items()} == FROZEN
+
+
+def test_an_offer_to_pull_says_so_in_a_field_that_older_nodes_ignore() -> None:
+    offer = m.Offer(11, (Parcel(RECORD),))
+    assert packed(replace(offer, pull=True)) == [*packed(offer), True]
+    assert decode(encode(replace(offer, pull=True))) == replace(offer, pull=True)
+    assert decode(msgpack.packb([*packed(offer), "what a later release says there"])) == offer
 
 
 @pytest.mark.parametrize("kind", sorted(FROZEN))

@@ -37,17 +37,18 @@ BREAKAGES: tuple[Breakage, ...] = (
     Breakage(
         LOSING,
         "sends the receipt before the file has its name",
-        "protocol/receiving.py",
-        "            self.publish(complete, incoming)\n",
-        "            rows = Rows(holdings=tuple(self.ctx.holding(r.digest, True) for r in complete))\n"
-        "            self.ctx.commit(Batch(rows), lambda: self._committed(rows, complete, incoming))\n"
-        "            self.publish(complete)\n",
+        "protocol/publishing.py",
+        "        self._publishing[op] = incoming\n",
+        "        self._publishing[op] = None\n"
+        "        rows = Rows(holdings=tuple(self.ctx.holding(r.digest, True) for r in records if incoming))\n"
+        "        if incoming:\n"
+        "            self.ctx.commit(Batch(rows), lambda: self._committed(rows, records, incoming))\n",
         "seeds crash 1 2",
     ),
     Breakage(
         LOSING,
         "sends the receipt before the holding is committed",
-        "protocol/receiving.py",
+        "protocol/publishing.py",
         "        self.ctx.commit(batch, done, lambda error: self._uncommitted(event, incoming, error))",
         "        done()\n        self.ctx.commit(batch, lambda: None)",
         "seeds crash 1 2",
@@ -184,7 +185,7 @@ BREAKAGES: tuple[Breakage, ...] = (
     Breakage(
         LOSING,
         "gives a file its name before its record is written: after a crash old would beat new",
-        "protocol/receiving.py",
+        "protocol/publishing.py",
         "        if not rows:\n            self._name(op, records)\n            return\n",
         "        self._name(op, records)\n        return\n",
         "tests/test_replica_receiving.py seeds crash 1 40",
@@ -363,8 +364,8 @@ BREAKAGES: tuple[Breakage, ...] = (
         FILLING,
         "keeps receiving for a sender that is gone",
         "protocol/receiving.py",
-        "x.peer == peer and not self._is_publishing(x)]:\n            self._close(incoming)\n",
-        "x.peer == peer and not self._is_publishing(x)]:\n            pass\n",
+        "x.peer == peer and not self.publishing.is_under_way(x)]:\n            self._close(incoming)\n",
+        "x.peer == peer and not self.publishing.is_under_way(x)]:\n            pass\n",
         "tests/test_replica_receiving.py",
     ),
     Breakage(
