@@ -21,6 +21,7 @@ from protocol.placement import Seat, eligible, seat_of
 from protocol.rings import Rings
 from protocol.swim import Swim
 from protocol.values import Batch, Member, NodeId, Presence, Rows, StoreId, newer
+from protocol.view import NOTHING, Base
 
 DIAL_MS_MIN = 500  # the first retry: a neighbour that restarts is back in about a second
 DIAL_MS_MAX = 15_000  # the longest a returning node waits to be found by a peer it cannot dial itself
@@ -49,7 +50,7 @@ class Peer:
 class Membership:
     """Dials, and answers who is alive and what each member says of itself."""
 
-    def __init__(self, ctx: Context, random: Random, boot: int) -> None:
+    def __init__(self, ctx: Context, random: Random, boot: int, base: Base = NOTHING) -> None:
         self.ctx = ctx
         self.alive: dict[NodeId, Member] = {}
         self.sessions: dict[NodeId, None] = {}
@@ -57,9 +58,9 @@ class Membership:
         self.own = Member(ctx.node, 0, store=ctx.store)
         self.removed: dict[NodeId, None] = {}  # gone for good, as somebody declared: see `declared`
         self.twin: Twin | None = None  # another machine runs as this node, and this one must stop
-        self._instance = random.getrandbits(63) | 1
+        self._instance = draw_instance(random)
         rings = Rings.build(ctx.fleet.places)
-        self.swim = Swim(ctx.node, self._instance, boot, rings, random, is_ephemeral=self.is_ephemeral)
+        self.swim = Swim(ctx.node, self._instance, boot, rings, random, base, self.is_ephemeral)
         self._changes: list[NodeId] = []  # who is alive now and was not, or the reverse
         self._restated_ms = 0
         self._told = self.own
@@ -77,6 +78,11 @@ class Membership:
             self._rows[member.node] = member
             self._know(member.node, member.address)
             self._place(member)
+            self._look_at(member.node)
+        said = self.ctx.catalogue.member(self.ctx.node)
+        if said is not None:  # in an earlier life; what still holds is not told again
+            self._told = said
+            self.own = replace(said, store=self.ctx.store, presence=Presence.IN)
         self.fleet_changed()
 
     def fleet_changed(self) -> None:
@@ -104,8 +110,10 @@ class Membership:
 
     def state(self, **facts: object) -> None:
         """Change what we say of ourselves; told by `tick`, at once when placement depends on it."""
-        self._seats_changed()
-        self.own = replace(self.own, **facts)  # type: ignore[arg-type]  # field names are checked by the callers' tests
+        before = self.own
+        self.own = replace(before, **facts)  # type: ignore[arg-type]  # field names are checked by the callers' tests
+        if counts_as(before) != counts_as(self.own):
+            self._seats_changed()
 
     def restatement(self) -> Batch | None:
         """Our own row with a new number, when it is due; to be committed and then told (see `untold`)."""
@@ -315,11 +323,7 @@ class Membership:
         self._look_at(member.node)
         if before is None or member.seq < before.seq:
             return False
-        return (before.accepting, before.excluded, seat_of(before)) != (
-            member.accepting,
-            member.excluded,
-            seat_of(member),
-        )
+        return counts_as(before) != counts_as(member)
 
     def received(self, peer: NodeId, message: SwimMessage) -> None:
         self._follow(self.swim.received(peer, message, self.ctx.now_ms))
@@ -367,9 +371,9 @@ class Membership:
         """Who lives, by Swim, and is known by its row, counts as alive."""
         row, was_alive = self._rows.get(node), node in self.alive
         if row is not None and self.swim.is_alive(node) and node != self.ctx.node and node not in self.removed:
-            if self.alive.get(node) is row:
+            before, self.alive[node] = self.alive.get(node), row
+            if before is not None and counts_as(before) == counts_as(row):
                 return
-            self.alive[node] = row
         elif was_alive:
             del self.alive[node]
             if node in self.peers:
@@ -413,3 +417,13 @@ class Membership:
         """Who is alive, or what it says of its store, has changed."""
         self._seats.clear()
         self._stores = self._agreed = None
+
+
+def counts_as(member: Member) -> tuple[object, ...]:
+    """What of a member's row decides who may receive, whose copies count, and whether versions are dropped."""
+    return (member.accepting, member.excluded, member.presence, member.policy_hash, seat_of(member))
+
+
+def draw_instance(random: Random) -> int:
+    """What tells this life from every other: the first that is drawn from its chance."""
+    return random.getrandbits(63) | 1

@@ -37,6 +37,7 @@ from protocol.spreading import Spreading
 from protocol.swarming import TIMER
 from protocol.sweeping import Sweeping
 from protocol.values import Batch, NodeId, Record, Rows, State, StoreId
+from protocol.view import NOTHING, Base
 
 TICK_MS = 1_000  # time-outs, dials, retention and retries are looked at this often
 HEAL_MS = 5_000  # after a failed commit, an empty one probes the disk this often
@@ -48,11 +49,19 @@ class Replica:
     """One node's core. Holds what is under way; everything lasting is in the catalogue and the WAL."""
 
     def __init__(
-        self, node: NodeId, store: StoreId, fleet: Fleet, catalogue: Catalogue, random: Random, boot: int
+        self,
+        node: NodeId,
+        store: StoreId,
+        fleet: Fleet,
+        catalogue: Catalogue,
+        random: Random,
+        boot: int,
+        base: Base = NOTHING,
     ) -> None:
+        """`base`: who is believed alive from the start; a simulation shares one among thousands of nodes."""
         self.ctx = ctx = Context(node, store, fleet, Recent(catalogue))
         self.boot = boot
-        self.members = Membership(ctx, random, boot)
+        self.members = Membership(ctx, random, boot, base)
         self.debts = Debts(ctx, self.members, self._settled)
         self.sending = Sending(ctx, self.members, self.debts)
         self.leaving = Leaving(ctx, self.members, self.debts, self.sending)

@@ -39,6 +39,8 @@ class Clients:
         self.put: list[tuple[str, Digest, int]] = []
         self.last_ms = 0
         self._contents = 0
+        first = 0 if options.broadcasts else 1  # models are the kind that goes to every node
+        self._kinds, self._paths = KINDS[first:], PATHS[first:]
 
     def schedule(self) -> None:
         for _ in range(self.options.operations):
@@ -79,7 +81,7 @@ class Clients:
         index = self.random.randrange(NAMES)
         if self.random.random() < 0.2:
             return f"game/{node.name}/games/g{index}.db"
-        kind = self.random.choice(KINDS)
+        kind = self.random.choice(self._kinds)
         folder = "common" if self.random.random() < 0.1 else kind  # names of two kinds may share a path
         return f"{kind}/{folder}/{index}"
 
@@ -120,7 +122,7 @@ class Clients:
         """A program closes a file in the watched folder; the agent may be down at that moment."""
         living = [node for name, node in sorted(self.nodes.items()) if not node.gone]
         node = self.random.choice(living)
-        path = self.random.choice(PATHS).format(f"w{self.random.randrange(NAMES)}")
+        path = self.random.choice(self._paths).format(f"w{self.random.randrange(NAMES)}")
         if self._may_destroy(node, path):
             digest, size = self._content()
             node.watching.user_writes(path, digest, size)

@@ -18,6 +18,7 @@ from protocol.messages import Hello, Lacking, Message, RowsMessage
 from protocol.replica import Replica
 from protocol.spreading import pages
 from protocol.values import Digest, NodeId, Parcel, Place, RecordKey
+from protocol.view import NOTHING, Base
 from simulations.chance import between
 from simulations.commits import SimCommitter
 from simulations.depot import Publishing, SimDepot
@@ -57,6 +58,7 @@ class SimNode:
         self.up = False
         self.gone = False
         self.life = 0
+        self.seed = 0  # of the next life, where it is drawn before
         self.fuse = 0  # effects left to live; 0: no crash is planned
         self.power = False  # whether the planned crash takes what was not synced
         self.io_fails = False
@@ -75,8 +77,8 @@ class SimNode:
 
     # --- life ---
 
-    def start(self) -> None:
-        """A new process on what survived."""
+    def start(self, base: Base = NOTHING) -> None:
+        """A new process on what survived. `base`: whom it knows to be alive, in a fleet that has long settled."""
         if self.up or self.gone:
             return
         self.up = True
@@ -89,9 +91,10 @@ class SimNode:
         if pending:
             self.bite("booted_with_pending")
         self.around.oracle.booted(self.name, pending)
-        seed = self.random.getrandbits(32)
+        seed = self.seed or self.random.getrandbits(32)
+        self.seed = 0
         self.replica = Replica(
-            self.name, self.store.store, self.around.fleet, self.disk.catalogue, Random(seed), self.disk.boots
+            self.name, self.store.store, self.around.fleet, self.disk.catalogue, Random(seed), self.disk.boots, base
         )
         self.committer = SimCommitter(self, self.disk, self.random, self.around.oracle)
         self.handle(Boot(pending, self.disk.catalogue.last_hlc()))

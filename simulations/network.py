@@ -188,6 +188,14 @@ class Network:
         elif self.nodes[node].hello().instance == instance:
             self._let_in(node, peer, hello)
 
+    def introduce(self, node: NodeId, peer: NodeId) -> None:
+        """A session that stands at both ends, as if it had for long."""
+        self._sessions_made += 1
+        session = Session(node, peer, self._sessions_made)
+        hello, answer = self.nodes[node].hello(), self.nodes[peer].hello()
+        self._install(session, peer, node, hello)
+        self._install(session, node, peer, answer)
+
     def _let_in(self, node: NodeId, peer: NodeId, hello: Hello) -> None:
         self._sessions_made += 1
         session = Session(node, peer, self._sessions_made)

@@ -10,6 +10,7 @@ from simulations.fleets import USUAL, Shape
 from simulations.script import Action
 
 GIB = 1 << 30
+LARGE_FLEET = 100  # above, what goes to every node makes a run long and says nothing new
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +21,7 @@ class Options:
     busy_ms: int = 30_000  # the safety phase: users work and faults strike
     heal_ms_max: int = 400_000  # the liveness phase: everything must have settled by then
     operations: int = 40  # of users, spread over the safety phase
+    broadcasts: bool = True  # users write kinds that go to every node, too
     large_share: float = 0.15  # of new artifacts are large; one in five of these is accepted by reference
     capacity_bytes: int = 40 * GIB
     faults_per_second: float = 0.0
@@ -37,6 +39,7 @@ class Options:
     storm: bool = False  # every ephemeral machine is taken away, within seconds
     upgrade: bool = False  # one node after the other is restarted with a later version
     rehearsal: bool = False  # the users only add; what is lost is reported, not judged
+    settled: bool = False  # the nodes have known each other for long when time begins
     equal_latency_ms: int = 0  # every message takes so long; 0: as the domains have it
 
 
@@ -70,8 +73,20 @@ def first_light(random: Random, nodes: int | None) -> Options:
 
 
 def convergence(random: Random, nodes: int | None) -> Options:
-    """No fault: how fast, and at what cost, does everybody know and hold what they should."""
-    return Options(nodes=nodes or 12, operations=60, large_share=0.1, busy_ms=20_000)
+    """No fault: how fast, and at what cost, does everybody know and hold what they should.
+
+    In a large fleet nobody writes models: each is a holding of every node, told to every node. And it has settled
+    before: that all meet for the first time is another figure.
+    """
+    large = (nodes or 0) > LARGE_FLEET
+    return Options(
+        nodes=nodes or 12,
+        operations=20 if large else 60,
+        broadcasts=not large,
+        settled=large,
+        large_share=0.1,
+        busy_ms=20_000,
+    )
 
 
 def crash(random: Random, nodes: int | None) -> Options:

@@ -22,6 +22,7 @@ from simulations.options import Options
 from simulations.oracle import Oracle
 from simulations.schedule import Schedule, Trace
 from simulations.script import Script
+from simulations.settled import start_settled
 from simulations.streams import Streams
 from simulations.surroundings import Surroundings
 from simulations.verdict import Verdict
@@ -80,8 +81,11 @@ class World:
     # --- the run ---
 
     def run(self) -> None:
-        for index, name in enumerate(sorted(self.nodes)):
-            self.schedule.after(index * 7, self.nodes[name].start)
+        if self.options.settled:
+            start_settled(self.nodes)
+        else:
+            for index, name in enumerate(sorted(self.nodes)):
+                self.schedule.after(index * 7, self.nodes[name].start)
         self.clients.schedule()
         self.faults.schedule()
         self.script.schedule()
