@@ -69,8 +69,7 @@ class Writer(threading.Thread):
             while not self.ending.wait(self.random.random() * 0.3):
                 self.write()
         except BaseException as problem:
-            self.fault = problem
-            raise
+            self.fault = problem  # raised where the writers end
 
     def write(self) -> None:
         raise NotImplementedError
@@ -102,6 +101,7 @@ class Putter(Writer):
         waiting: dict[int, Attempt] = {}
         try:
             with Client(self.fleet.nodes[self.node].folder) as client:
+                client.sock.settimeout(SETTLE_SECONDS)
                 for number, (name, content) in enumerate(puts):
                     digest = blake3(content).hexdigest()
                     waiting[number] = self.promises.attempt(self.node, f"checkpoint/{name}", digest, len(content))
@@ -115,6 +115,8 @@ class Putter(Writer):
                     with suppress(OSError):
                         client.sock.shutdown(socket.SHUT_RDWR)  # wakes the sender where the agent stopped reading
                     sending.join()
+        except TimeoutError as silent:
+            raise AssertionError(f"{self.node} neither answered a put nor died in {SETTLE_SECONDS:g} s") from silent
         except AgentRefused as refused:
             raise AssertionError(f"{self.node} refused a put: {refused.sentence}") from refused
         except (CommandFailed, OSError):
