@@ -49,29 +49,28 @@ def fleet() -> Iterator[LocalFleet]:
 
 def _set_up(fleet: LocalFleet) -> None:
     first, *others = fleet.nodes.values()
-    begun = spore("init", first.folder, "--node", first.name, "--address", f"127.0.0.1:{first.port}")
+    hosts = [f"--host={other.name}=127.0.0.1:{other.port}" for other in others]
+    begun = spore("init", first.folder, "--node", first.name, "--address", f"127.0.0.1:{first.port}", *hosts)
     assert begun.returncode == 0, begun.stderr
-    _add_hosts(first.folder / "distributed_hosts.yaml", fleet)
+    _set_limits(first.folder / "distributed_hosts.yaml")
     assert spore("check", first.folder).returncode == 0
+    token = spore("token", "--uses", len(others), "--dir", first.folder)
+    assert token.returncode == 0, token.stderr
     fleet.start(first.name)
     for other in others:
-        token = spore("token", "--dir", first.folder)
-        assert token.returncode == 0, token.stderr
         joined = spore("join", token.stdout.strip(), other.folder, "--node", other.name)
         assert joined.returncode == 0, joined.stderr
         fleet.start(other.name)
     fleet.until(fleet.meshed, "the three are connected", GENEROUS_SECONDS)
 
 
-def _add_hosts(path: Path, fleet: LocalFleet) -> None:
-    """What a person adds with an editor: the other hosts; and limits that a busy test machine does not decide."""
+def _set_limits(path: Path) -> None:
+    """What the README does not need: limits that a busy test machine does not decide, short timers, domains."""
     content = yaml.safe_load(path.read_text())
     routing = {**LIMITS, **ROUTING}
     content["sync_routing"] = {**(content.get("sync_routing") or {}), **routing}
-    content["hosts"] |= {
-        node.name: {"address": f"127.0.0.1:{node.port}", **HOSTS[node.name]} for node in fleet.nodes.values()
-    }
-    content["hosts"]["a"]["issuer"] = True
+    for name, facts in HOSTS.items():
+        content["hosts"][name] |= facts
     path.write_text(yaml.safe_dump(content))
 
 

@@ -61,7 +61,7 @@ ASKED_BREAKAGES: tuple[Breakage, ...] = (
         "node/cli/rehearsing.py",
         "        _fleet(hosts) if hosts is not None else None,",
         "        None,",
-        "-x tests/test_rehearsal.py",
+        "tests/test_rehearsal.py -k example_fleet",
     ),
     Breakage(
         ASKED,
