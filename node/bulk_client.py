@@ -35,7 +35,11 @@ class Cancelled(StreamBroken):
     """The transfer was given up on this side."""
 
 
-class Avoided(StreamBroken):
+class Unreached(StreamBroken):
+    """No connection to the peer was had; it was never asked for anything."""
+
+
+class Avoided(Unreached):
     """The peer's breaker is open: nothing was tried."""
 
 
@@ -224,7 +228,7 @@ class Connections:
     def _dial(self, peer: NodeId, job: Job) -> Connection:
         address = self._address_of(peer)
         if not address:
-            raise StreamBroken(f"no address is known for {peer}")
+            raise Unreached(f"no address is known for {peer}")
         match = _ADDRESS.fullmatch(address)
         if not match:
             raise StreamBroken(f"the address {address!r} of {peer} is not host:port")
@@ -232,7 +236,7 @@ class Connections:
         try:
             sock = socket.create_connection((match[1], int(match[2])), CONNECT_SECONDS)
         except (OSError, OverflowError) as problem:
-            raise StreamBroken(f"{peer} cannot be reached at {address}: {problem}") from problem
+            raise Unreached(f"{peer} cannot be reached at {address}: {problem}") from problem
         self._heard_after(peer, time.monotonic() - began)
         return Connection(peer, self._secured(sock, peer, address, job))
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from node.breakers import Guards
-from node.bulk_client import Avoided, Connections, Job
+from node.bulk_client import Avoided, Connections, Job, Unreached
 from node.bulk_store import BulkDepot
 from node.bulk_stream import Patience, StreamBroken, sentence_of
 from node.fetching import Fetching
@@ -180,23 +180,24 @@ class Transfers:
 
     def _perform(self, task: _Task) -> None:
         """Run it and answer, whatever happens."""
-        error = "it failed unexpectedly"
+        error, unreached = "it failed unexpectedly", False
         task.meter.start()
         try:
             error = self._upload(task, task.effect) if isinstance(task.effect, Upload) else self._fetch(task)
         except StreamBroken as problem:
             error = task.job.why or sentence_of(problem)
+            unreached = isinstance(problem, Unreached) and not task.job.cancelled
         except Exception as problem:  # a fault of ours fails one transfer, is seen, and the agent goes on
             error = f"it failed unexpectedly: {problem!r}"
             self._hooks.on_report(Report("error", "transfer_fault", f"transfer {task.effect.transfer}: {problem!r}"))
         finally:
             with self._changed:
                 self._tasks.discard(task)
-            self._answer(task.effect, error)
+            self._answer(task.effect, error, unreached)
 
-    def _answer(self, effect: Upload | Fetch, error: str) -> None:
+    def _answer(self, effect: Upload | Fetch, error: str, unreached: bool) -> None:
         if isinstance(effect, Upload):
-            self._hooks.on_uploaded(Uploaded(effect.transfer, error))
+            self._hooks.on_uploaded(Uploaded(effect.transfer, error, unreached))
         elif error:
             self._hooks.on_arrived(Arrived(self._node, effect.transfer, (), ((effect.record, error),)))
         else:

@@ -159,10 +159,12 @@ class Reserved:
 
 @dataclass(frozen=True, slots=True)
 class Uploaded:
-    """Answers `Upload`: the stream ended. Only the receiver's receipts tell what is safe."""
+    """Answers `Upload`: the stream ended. Only the receiver's receipts tell what is safe. `unreachable`: it was never
+    begun, for the receiver cannot be dialled."""
 
     transfer: int
     error: str
+    unreachable: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@
 | Farewell | a node that leaves with something at risk, before its goodbye | nothing |
 | Pieces | who fetches a large artifact, to those who fetch it too and to its source | Fetchers, from a holder |
 | Fetchers | a holder, to those who fetch from it | nothing; they tell each other what they have |
+| Unreachable | who cannot dial the receiver of its offer | nothing; the receiver fetches |
 | Goodbye | a node that leaves | the session ends |
 
 What they say of who is alive stands in `claims.py`. Encoding and bounds are in `wire.py`.
@@ -197,6 +198,13 @@ class Fetchers:
 
 
 @dataclass(frozen=True, slots=True)
+class Unreachable:
+    """The sender of an offer cannot dial its receiver: what was taken is to be fetched instead."""
+
+    transfer: int
+
+
+@dataclass(frozen=True, slots=True)
 class Goodbye:
     """The sender leaves now, and says so; it is not suspected."""
 
@@ -204,7 +212,7 @@ class Goodbye:
 
 
 AboutRows = RowsMessage | CellsMessage | CellsWanted | Lacking | Prints
-AboutBytes = Offer | Take | Receipt | Ask | Pieces | Fetchers | Confirm | Confirmed
+AboutBytes = Offer | Take | Receipt | Ask | Unreachable | Pieces | Fetchers | Confirm | Confirmed
 Message = Hello | Farewell | Goodbye | AboutRows | AboutBytes | claims.Message
 
 HAVE = "have"  # a refusal that is good news: the receiver's store holds the digest already

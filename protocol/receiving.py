@@ -14,6 +14,7 @@ from protocol import messages as m
 from protocol.context import Context
 from protocol.debts import Debts
 from protocol.effects import Answer, Fetch, Reserve, Unreserve
+from protocol.errands import Errands
 from protocol.events import Arrived, Reserved
 from protocol.incoming import Incoming, Wanted, hash_order
 from protocol.membership import Membership
@@ -61,6 +62,7 @@ class Receiving:
         self.arriving: dict[Digest, tuple[NodeId, int]] = {}
         self.wanted: dict[Digest, Wanted] = {}
         self.policy = Policy(ctx, members, debts, pins)
+        self.errands = Errands(self)
         self.stopping = False
         self._asked: dict[Digest, tuple[NodeId, int]] = {}  # of whom, and until when an answer is waited for
         self.recording = True  # the last group commit reached the disk
@@ -169,8 +171,7 @@ class Receiving:
         """Why an offered artifact is not taken; "" when it is."""
         if self.stopping:
             return m.LEAVING
-        refusal = self.policy.refusal(record)
-        if refusal:
+        if refusal := "" if record.digest in self.errands.open else self.policy.refusal(record):
             return refusal
         if self.ctx.holds(record.digest):
             return m.HAVE
@@ -232,9 +233,11 @@ class Receiving:
 
     def fetch_for_user(self, request: int, record: Record, direct: bool = False) -> None:
         """Get the bytes into staging for `spore get`; nothing is held afterwards."""
-        sources = self._sources(record.digest)
+        sources = self.sources(record.digest)
         if not sources:
             self.ctx.emit(Answer(request, f"no reachable node holds {record.name}; try again when one is back", record))
+            return
+        if not any(self.members.peers[node].address for node in sources) and self.errands.begin(request, record):
             return
         self._begin_fetch(record, request, direct=direct)
 
@@ -249,7 +252,7 @@ class Receiving:
             if self.ctx.holds(digest) or digest in self.arriving:
                 del self.wanted[digest]
                 continue
-            sources = [] if digest in self._asked else self._sources(digest, wanted.offered_by)
+            sources = [] if digest in self._asked else self.sources(digest, wanted.offered_by)
             if not sources:
                 continue
             source = sources[wanted.tries % len(sources)]  # who did not bring it is not asked twice in a row
@@ -296,7 +299,7 @@ class Receiving:
 
     def _start_fetch(self, incoming: Incoming, missing: tuple[Stripe, ...]) -> None:
         record = incoming.offered[0]
-        sources = self._sources(record.digest, incoming.offered_by)
+        sources = self.sources(record.digest, incoming.offered_by)
         if incoming.accepted() and sources:
             if self._may_pull(record) and not incoming.request:
                 self.swarming.begin(incoming.transfer, record, missing, sources)
@@ -311,7 +314,7 @@ class Receiving:
         incoming = self.incoming.get((self.ctx.node, transfer))
         if incoming is None:
             return
-        sources = self._sources(record.digest, incoming.offered_by)
+        sources = self.sources(record.digest, incoming.offered_by)
         if not error:
             self.arrived(Arrived(self.ctx.node, transfer, (record,)))
         elif sources:
@@ -319,7 +322,15 @@ class Receiving:
         else:
             self.arrived(Arrived(self.ctx.node, transfer, (), ((record, error),)))
 
-    def _sources(self, digest: Digest, offered_by: NodeId = "") -> list[NodeId]:
+    def given_up(self, peer: NodeId, transfer: int) -> list[Record]:
+        """Close what a peer offered and cannot send; the records that were taken of it."""
+        incoming = self.incoming.get((peer, transfer))
+        if incoming is None or self.publishing.is_under_way(incoming):
+            return []
+        self._close(incoming)
+        return incoming.accepted()
+
+    def sources(self, digest: Digest, offered_by: NodeId = "") -> list[NodeId]:
         """Live holders, in an order of our own, so that many fetchers do not all begin with the same one."""
         nodes = {offered_by, *(h.node for h in self.ctx.catalogue.holdings(digest))} & self.members.alive.keys()
         return sorted(nodes, key=lambda node: (hash_order(node, self.ctx.node), node))
@@ -341,6 +352,7 @@ class Receiving:
             return
         allowed = {record.digest: record for record in incoming.accepted()}
         complete = [allowed[record.digest] for record in event.complete if record.digest in allowed]
+        complete = self.errands.ended(complete, incoming)
         if complete:
             self.publishing.publish(complete, incoming)
         else:
@@ -361,7 +373,10 @@ class Receiving:
 
     def _fail_fetch(self, incoming: Incoming, record: Record, why: str) -> None:
         if incoming.request:
-            self._answer(incoming, f"{record.name} could not be fetched: {why}")
+            if incoming.direct and self.errands.begin(incoming.request, record):
+                incoming.request = 0
+            else:
+                self._answer(incoming, f"{record.name} could not be fetched: {why}")
             return
         if incoming.pushed and not self.policy.places_here(record):
             self.ctx.report("warning", "fetch_failed", f"{record.name} was offered and could not be fetched: {why}")

@@ -108,7 +108,7 @@ class Replica:
             e.DialFailed: self._dial_failed,
             e.Received: self._received,
             e.Reserved: self.receiving.reserved,
-            e.Uploaded: lambda event: self.sending.uploaded(event.transfer, event.error),
+            e.Uploaded: lambda event: self.sending.uploaded(event.transfer, event.error, event.unreachable),
             e.Arrived: self.receiving.arrived,
             e.Pulled: self.swarming.pulled,
             e.Published: self.publishing.published,
@@ -138,6 +138,7 @@ class Replica:
             m.Take: self.sending.taken,
             m.Receipt: self._receipted,
             m.Ask: self.sending.asked,
+            m.Unreachable: self.receiving.errands.unreachable,
             m.Confirm: self.shedding.asked,
             m.Confirmed: self.shedding.confirmed,
             m.Pieces: self.swarming.pieces,
@@ -222,6 +223,7 @@ class Replica:
         self.members.tick()
         self.debts.tick()
         self.sending.tick()
+        self.receiving.errands.tick()
         self.receiving.tick()
         self.swarming.tick()
         self.retention.tick()
@@ -380,6 +382,7 @@ class Replica:
         self.members.session_down(peer, why)
         self.sending.session_down(peer)
         self.receiving.session_down(peer)
+        self.receiving.errands.session_down(peer)
 
     def _dial_failed(self, event: e.DialFailed) -> None:
         self.members.dial_failed(event.peer)

@@ -16,7 +16,7 @@ from protocol.debts import Debt, Debts
 from protocol.effects import Abandon, Upload
 from protocol.fleet import PRIORITIES
 from protocol.membership import Membership
-from protocol.messages import BUSY, FETCHING, HAVE, Ask, Offer, Pieces, Receipt, Take
+from protocol.messages import BUSY, FETCHING, HAVE, Ask, Offer, Pieces, Receipt, Take, Unreachable
 from protocol.pieces import Layout
 from protocol.placement import counted, targets
 from protocol.uplink import Uplink
@@ -259,11 +259,13 @@ class Sending:
                 whole = pieces.have == Layout(offer.records[0].size).full
                 offer.deadline_ms = self.ctx.now_ms + (RECEIPT_MS_MAX if whole else PULL_MS_MAX)
 
-    def uploaded(self, transfer: int, error: str) -> None:
+    def uploaded(self, transfer: int, error: str, unreachable: bool = False) -> None:
         """The stream ended. After an error nothing is assumed: what arrived shows as receipts."""
         for peer in sorted(self.lanes):
             offer = self.lanes[peer].offers.get(transfer)
             if offer is not None and error:
+                if unreachable:
+                    self.ctx.send(peer, Unreachable(transfer))
                 self._fail(peer, transfer, error)
             elif offer is not None:
                 offer.deadline_ms = self.ctx.now_ms + RECEIPT_MS_MAX

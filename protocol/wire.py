@@ -344,6 +344,7 @@ _TABLE: dict[int, tuple[type, int, Pack, Unpack]] = {
     9: (m.CellsWanted, 1, lambda x: [x.count], lambda f: m.CellsWanted(as_int(f[0], cells.CELLS_MAX, "cells"))),
     10: (m.Lacking, 1, lambda x: [list(x.fingerprints)], lambda f: m.Lacking(_fingerprints(f[0]))),
     11: (m.Prints, 3, lambda x: [x.first, x.end, list(x.fingerprints)], _unpack_prints),
+    29: (m.Unreachable, 1, lambda x: [x.transfer], lambda f: m.Unreachable(as_int(f[0], SEQ_MAX, "transfer"))),
     25: (m.Farewell, 8, _pack_farewell, _unpack_farewell),
     21: (m.Pieces, 3, lambda x: [x.digest, _pack_bits(x.have), _pack_bits(x.asked)], _unpack_pieces),
     22: (m.Fetchers, 2, lambda x: [x.digest, list(x.nodes)], _unpack_fetchers),

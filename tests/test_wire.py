@@ -65,6 +65,7 @@ MESSAGES: dict[str, m.Message] = {
     "take": m.Take(11, ("", m.BUSY), ((Stripe(2, 3), Stripe(9, 1)), ())),
     "receipt": m.Receipt(11, (HOLDING,), ((D2, "the disk is full"),)),
     "ask": m.Ask(12, (D1, D2)),
+    "unreachable": m.Unreachable(7),
     "confirm": m.Confirm((D1, D2)),
     "confirmed": m.Confirmed((D1, D2), (D2,)),
     "farewell": m.Farewell(
@@ -78,6 +79,7 @@ MESSAGES: dict[str, m.Message] = {
 # The bytes of the messages above. Nodes of two releases speak to each other for as long as these stay as they are: a
 # change here needs a new VERSION, unless it only adds fields at the end (see the charter of wire.py).
 FROZEN = {
+    "unreachable": "93011d07",
     "confirm": (
         "93012192c4200101010101010101010101010101010101010101010101010101010101010101c42002020202020202020202"
         "02020202020202020202020202020202020202020202"
@@ -253,6 +255,7 @@ messages = st.one_of(
     ),
     st.builds(m.Receipt, numbers, few(holdings), few(st.tuples(digests, sentences))),
     st.builds(m.Ask, numbers, few(digests)),
+    st.builds(m.Unreachable, numbers),
     st.builds(
         m.Farewell,
         *[st.integers(0, 9)] * 2,
