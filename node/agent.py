@@ -24,6 +24,7 @@ from node.bulk import BulkServer, Hooks
 from node.carriage import Carriage
 from node.commits import GroupCommitter
 from node.config import apply_environment
+from node.external import External
 from node.identity import Identity
 from node.intake import Intake
 from node.issuing import issuer_of, join_server_of
@@ -102,6 +103,7 @@ class Agent:
         self.performer = Performer(self)
         self._requests = 0
         self.limits = Limits(self)
+        self.external = External(self)
 
     # --- life ---
 

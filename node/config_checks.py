@@ -8,6 +8,7 @@ from typing import Any
 
 from node.config_problems import BadValueError, Findings, Path, did_you_mean
 from node.config_schema import (
+    ExternalSettings,
     FileSettings,
     HostSettings,
     KindSettings,
@@ -63,11 +64,16 @@ def routing_stated(settings: SharedSettings, path: Path, findings: Findings) -> 
     found = stated(settings, Routing)
     if "allowed_external_storage" in found:
         places = found["allowed_external_storage"]
-        found["allowed_external_storage"] = tuple(ExternalStorage(**place.model_dump()) for place in places)
+        found["allowed_external_storage"] = tuple(map(_external, places))
     for key in ("provider_limits", "peer_limits"):
         if key in found:
             found[key] = tuple(found[key].items())  # in the file's order: of patterns the first that matches counts
     return found | _disk_bounds(found, path, findings)
+
+
+def _external(place: ExternalSettings) -> ExternalStorage:
+    ssh = Ssh(**stated(place.ssh, Ssh)) if place.ssh is not None else None
+    return ExternalStorage(place.host, place.path, place.schedule, ssh)
 
 
 def _disk_bounds(found: dict[str, Any], path: Path, findings: Findings) -> dict[str, float]:

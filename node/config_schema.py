@@ -74,9 +74,10 @@ class ExternalSettings(Section):
     path: Annotated[str, _reads(values.read_path)] = Field(
         description="the folder on it", json_schema_extra={"unit": "path"}
     )
-    schedule: Annotated[str, _reads(values.read_text)] = Field(
-        "0 */6 * * *", description="when backups are due, as cron writes it", json_schema_extra={"unit": "cron"}
+    schedule: Annotated[str, _reads(values.read_schedule)] = Field(
+        "0 */6 * * *", description="when copies are due, as cron writes it, in UTC", json_schema_extra={"unit": "cron"}
     )
+    ssh: "SshSettings | None" = _setting("section", "how SSH reaches it; `key` and `host_key` are needed")
 
 
 class SharedSettings(Section):

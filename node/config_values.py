@@ -206,6 +206,21 @@ def read_glob(text: str) -> str:
     return text
 
 
+def read_schedule(text: str) -> str:
+    """When something is due, as cron writes it: five fields; read in full where cronsim is installed."""
+    hint = "Write minute, hour, day, month, weekday, such as 0 */6 * * *."
+    if len(text.split()) != 5:
+        raise BadValueError(f"{shown(text)} has not five fields", hint)
+    try:
+        from node.schedules import check_schedule
+    except ImportError:
+        return text
+    try:
+        return check_schedule(text)
+    except ValueError as problem:
+        raise BadValueError(str(problem), hint) from None
+
+
 def scalar(read: Callable[[str], object]) -> Callable[[object], object]:
     """A reader of text as a reader of whatever stands in the file: only a single value has a text."""
 

@@ -231,6 +231,7 @@ class Service(PolicyAnswers, TransportAnswers, NodeAnswers):
             "at_risk": {"artifacts": len(own), "bytes": sum(record.size for record in own)},
             "disk": await self.disk_facts(room),
             "repair": {"waiting": agent.replica.repair.waiting()},
+            "external": agent.external.facts(),
             "members": {
                 "alive": 1 + len(members.alive),
                 "suspect": sum(members.standing(node) is Standing.SUSPECT for node in members.alive),

@@ -69,4 +69,8 @@ async def look_at_certificate(agent: Agent) -> None:
         await asyncio.sleep(RENEWAL_LOOK_SECONDS)
 
 
-FOR_EVER = (look_at_disk, count_held, watch_transfers, sweep, look_at_certificate)
+async def copy_outside(agent: Agent) -> None:
+    await agent.external.run_for_ever()
+
+
+FOR_EVER = (look_at_disk, count_held, watch_transfers, sweep, look_at_certificate, copy_outside)

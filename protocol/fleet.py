@@ -78,6 +78,7 @@ class ExternalStorage:
     host: str
     path: str
     schedule: str
+    ssh: "Ssh | None" = None
 
 
 @dataclass(frozen=True, slots=True)

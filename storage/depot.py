@@ -116,6 +116,19 @@ class Depot:
         partial = self._staging.reading(digest)
         return PartialBlob(partial) if partial is not None else None
 
+    def path_of(self, digest: Digest) -> Path | None:
+        """A file of ours that has these bytes now, by its stat; None when there is none (or they stand in the WAL)."""
+        with suppress(StoreError):
+            blob = self.open_blob(digest)
+            if isinstance(blob, FileBlob):
+                blob.close()
+                return self.store.root / blob.place.path
+        return None
+
+    def staged_path(self, record: Record) -> Path | None:
+        """Where verified bytes stand in staging without being held; None when they do not."""
+        return self._staging.path(record.digest) if self._staging.here(record) else None
+
     def open_staged(self, record: Record) -> Blob | None:
         """Verified bytes that stand in staging without being held: what `spore get` fetched. None when they do not."""
         if not self._staging.here(record):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from node.cli.failures import CommandFailed
 from node.local_fleet import LocalFleet
 from tests.agents import GENEROUS_SECONDS, HOSTS, running
+from tests.sshd import sshd_in
 
 pytestmark = pytest.mark.processes
 
@@ -78,3 +80,26 @@ def test_expiry_removes_what_matches_and_is_old_and_nothing_else(fleet: LocalFle
         "the deletes are heard of",
         GENEROUS_SECONDS,
     )
+
+
+def test_one_node_copies_outside_the_fleet_and_all_know_that_it_is_done(tmp_path: Path) -> None:
+    """What it holds and what it does not; an excluded node does not copy, and what it wrote is copied all the same."""
+    there = tmp_path / "there"
+    with sshd_in(tmp_path / "sshd") as sshd:
+        storage = {"host": "127.0.0.1", "path": str(there), "schedule": "* * * * *", "ssh": sshd.section()}
+        hosts = {**HOSTS, "d": {"provider": "four", "excluded": True}}
+        with running(hosts, allowed_external_storage=[storage]) as fleet:
+            put(fleet, "a", "npz", "set.npz", 2)
+            put(fleet, "d", "checkpoint", "step", 2)
+
+            def done() -> bool:
+                (facts,) = fleet.ask("b", "status")["external"]
+                return bool(facts["done_for"]) and len([p for p in there.rglob("*") if p.is_file()]) >= 3
+
+            fleet.until(done, "the copies are made and told of", GENEROUS_SECONDS)
+            (facts,) = fleet.ask("c", "status")["external"]
+            assert facts["last"]["node"] in ("a", "b", "c")
+            assert facts["last"]["state"] in ("done", "running")
+    found = {path.name.rpartition(".")[0]: path.read_bytes() for path in there.rglob("*.????????????")}
+    assert found["set.npz"] == b"npz/set.npz" * 100
+    assert found["step"] == b"checkpoint/step" * 100

@@ -41,6 +41,7 @@ ONLY = {
     "prometheus_client": "node/metrics.py",
     "pydantic": "node/config_schema.py",
     "asyncinotify": "node/watches.py",
+    "cronsim": "node/schedules.py",
 }
 
 
