@@ -402,6 +402,17 @@ class Receiving:
 
     # --- upkeep ---
 
+    def stop_barred(self) -> None:
+        """This node may not become a holder of some kinds any more: what is coming in of these stops now, and its
+        senders hear why. What a user gets goes on."""
+        for digest in [d for d, wanted in self.wanted.items() if not self.policy.receives(wanted.record.kind)]:
+            del self.wanted[digest]
+        for incoming in [x for x in self.incoming.values() if not x.request and not self.publishing.is_under_way(x)]:
+            refusals = [(record.digest, self.policy.refusal(record)) for record in incoming.accepted()]
+            if any(why for _, why in refusals):
+                incoming.failed += [(digest, why or "it came with what is refused") for digest, why in refusals]
+                self._finish(incoming)
+
     def session_down(self, peer: NodeId) -> None:
         """Its offers are void, begun or not: it forgets them too, and offers anew. Verified chunks stay in staging."""
         for incoming in [x for x in self.incoming.values() if x.peer == peer and not self.publishing.is_under_way(x)]:

@@ -260,6 +260,7 @@ class Replica:
     def _heard(self, rows: Rows) -> None:
         """Rows are committed, ours or a peer's: everybody concerned looks at them."""
         if sum(self.members.heard(member) for member in rows.members):  # every one is heard
+            self.sending.stop_barred()
             self.debts.recount()
             self.sending.replan_all()
         for record in rows.records:
@@ -361,9 +362,12 @@ class Replica:
     def _fleet_changed(self, event: e.FleetChanged) -> None:
         self.ctx.change_fleet(event.fleet)
         self.members.fleet_changed()
+        self.sending.stop_barred()
+        self.receiving.stop_barred()
         self.shedding.stirred()
         self.sweeping.hurry(self.ctx.now_ms)
         self.debts.recount()
+        self.sending.replan_all()
         self._state_debt()
 
     # --- peers ---

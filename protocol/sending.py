@@ -155,6 +155,26 @@ class Sending:
                 if why:
                     debt.refused[peer] = (self.ctx.now_ms + BUSY_MS, why)
 
+    def stop_barred(self) -> None:
+        """Somebody may not hold any more what is queued for it, or under way to it: that stops now, and goes elsewhere.
+        What it asked for itself goes on: an excluded node may get."""
+        for peer in sorted(self.lanes):
+            lane = self.lanes[peer]
+            barred = [t for t, offer in lane.offers.items() if not offer.asked and self._bars(peer, offer.records)]
+            for transfer in barred:
+                self.abandon(peer, transfer, f"{peer} may not hold this any more")
+            for queue in (lane.small, lane.large):
+                queued = [debt for key in queue if (debt := self.debts.open.get(key)) is not None]
+                for debt in queued:
+                    if self._bars(peer, [debt.record]):
+                        queue.remove(debt.record.key)
+                        debt.asked.discard(peer)
+
+    def _bars(self, peer: NodeId, records: list[Record]) -> bool:
+        member = self.members.row(peer)
+        excluded = member is not None and member.excluded
+        return excluded or not all(self.ctx.fleet.receives(peer, record.kind) for record in records)
+
     def uplink_rate(self) -> int | None:
         """Bytes per second that leave this node, as limited and as measured."""
         return self.uplink.rate(self.ctx.egress_bytes_per_second, self.ctx.now_ms)
