@@ -23,7 +23,6 @@ from node.breakers import Guards
 from node.bulk import BulkServer, Hooks
 from node.carriage import Carriage
 from node.commits import GroupCommitter
-from node.config import apply_environment
 from node.external import External
 from node.identity import Identity
 from node.intake import Intake
@@ -32,6 +31,8 @@ from node.journal import Journal
 from node.limits import Limits
 from node.listener import Listener
 from node.metrics import Metrics
+from node.notices.detection import detect
+from node.own_host import on_this_machine
 from node.pending import PendingEntries
 from node.performer import Performer
 from node.refusals import RefusalLog
@@ -77,7 +78,9 @@ class Agent:
         self.directory = directory
         self.node = identity.node
         self.env = env
-        self.fleet = self._with_environment(fleet)
+        self.machine = detect(env)
+        self._told = fleet  # as the hosts file has it
+        self.fleet = on_this_machine(fleet, self.node, env, self.machine)
         self.loop = asyncio.get_running_loop()
         self.journal = Journal(report)
         self.report = self.journal.report
@@ -418,26 +421,19 @@ class Agent:
 
     def change_fleet(self, fleet: Fleet) -> None:
         """A new hosts file is in force: limits, kinds and peers follow without a restart."""
-        self.fleet = self._with_environment(fleet)
+        self._told = fleet
+        self.fleet = on_this_machine(fleet, self.node, self.env, self.machine)
         routing = self.fleet.routing_for(self.node)
         self.room.set_limits(RoomLimits.of(routing))
         self.limits.apply()
         self.post(e.FleetChanged(self.fleet))
         self.spawn(self.intake.watch())
 
-    def _with_environment(self, fleet: Fleet) -> Fleet:
-        """The environment overrides this node's routing alone."""
-        host = fleet.host(self.node)
-        routing = apply_environment(fleet.routing_for(self.node), self.env)
-        stated = {
-            name: getattr(routing, name)
-            for name in routing.__dataclass_fields__
-            if name != "bandwidth_limit" and getattr(routing, name) != getattr(fleet.routing_for(self.node), name)
-        }
-        if not stated:
-            return fleet
-        changed = replace(host, overrides={**host.overrides, **stated})
-        return replace_host(fleet, changed)
+    def found_spot(self, why: str) -> None:
+        """The provider calls this machine a spot one; what the hosts file states for this node itself goes before."""
+        if not self.machine.ephemeral:
+            self.machine = replace(self.machine, ephemeral=why)
+            self.change_fleet(self._told)
 
     def render_metrics(self) -> bytes:
         return self.metrics.render(self)
@@ -461,10 +457,3 @@ class Agent:
             self._fault(f"{for_ever or 'a task of the agent'} failed", problem)
         if for_ever:
             self._dead.append(for_ever)
-
-
-def replace_host(fleet: Fleet, host: Any) -> Fleet:
-    """The fleet with one host's entry changed for this process; the hash stays that of the file."""
-    changed = replace(fleet, hosts={**fleet.hosts, host.name: host})
-    object.__setattr__(changed, "hash", fleet.hash)
-    return changed

@@ -15,16 +15,17 @@ import yaml
 
 from node.config_checks import build_fleet, routing_stated
 from node.config_problems import BadValueError, ConfigError, Findings, Path, Problem, shown
-from node.config_schema import ENVIRONMENT, SharedSettings, read_section
+from node.config_schema import ENVIRONMENT, HOST_ENVIRONMENT, HostSettings, SharedSettings, read_section, stated
 from node.config_starter import starter_text
 from node.config_values import read_address, read_cluster, read_node
-from protocol.fleet import Fleet, Routing
+from protocol.fleet import Fleet, Host, Routing
 
 __all__ = [
     "ConfigError",
     "Inspection",
     "Problem",
     "apply_environment",
+    "apply_host_environment",
     "check_report",
     "inspect_file",
     "inspect_fleet",
@@ -122,6 +123,22 @@ def apply_environment(routing: Routing, env: Mapping[str, str]) -> Routing:
     if findings.errors:
         raise ConfigError(findings.errors, "environment")
     return replace(routing, **routing_stated(settings, (), Findings()))
+
+
+def apply_host_environment(host: Host, env: Mapping[str, str]) -> Host:
+    """A node's own entry with what its environment says of it. Raises ConfigError naming every bad variable."""
+    names = {variable: key for variable, key in HOST_ENVIRONMENT.items() if env.get(variable, "").strip()}
+    findings, raw = Findings(), Findings()
+    settings = read_section(HostSettings, {key: env[name].strip() for name, key in names.items()}, (), raw)
+    for problem in raw.errors:
+        variable = next(name for name, key in names.items() if key == problem.path)
+        findings.error((variable,), problem.message, problem.suggestion, env[variable])
+    if findings.errors:
+        raise ConfigError(findings.errors, "environment")
+    told = stated(settings, Host)
+    if "ephemeral" in told:
+        told["ephemeral_by"] = "SPORE_EPHEMERAL"
+    return replace(host, **told)
 
 
 def starter_hosts_file(cluster: str, node: str, address: str, others: Mapping[str, str] | None = None) -> str:

@@ -131,6 +131,9 @@ def _host(
         own["ssh"] = Ssh(**stated(own["ssh"], Ssh))
     overrides = routing_stated(settings, ("hosts", name), findings)
     overrides.pop("bandwidth_limit", None)  # stands in the host itself: it outranks the provider's, others do not
+    pattern = next((p for p in routing.ephemeral_hosts or () if matches_any((p,), name)), "")
+    by_pattern = f"ephemeral_hosts: {pattern}" if pattern else ""
+    own["ephemeral_by"] = "its entry in the hosts file" if "ephemeral" in own else by_pattern
     resolved = {
         "ephemeral": matches_any(tuple(routing.ephemeral_hosts or ()), name),
         "excluded": matches_any(tuple(routing.exclude_from_sync or ()), name),

@@ -280,6 +280,14 @@ ENVIRONMENT: Mapping[str, str] = {
     "SPORE_SYNC_MAX_DISK_USAGE": "max_disk_usage_percent",
     "SPORE_FLUSH_SECONDS": "flush_seconds",
 }
+# What a machine that the hosts file does not list, or not wholly, says of itself.
+HOST_ENVIRONMENT: Mapping[str, str] = {
+    "SPORE_ADVERTISE": "advertise",
+    "SPORE_LISTEN": "listen",
+    "SPORE_PROVIDER": "provider",
+    "SPORE_REGION": "region",
+    "SPORE_EPHEMERAL": "ephemeral",
+}
 
 
 def default_text(value: object, unit: str) -> str:

@@ -23,6 +23,7 @@ from typing import Any
 
 from node.admin import AdminRefused, AdminServer
 from node.agent import Agent
+from node.announced import Announced
 from node.config import HOSTS_FILE_NAME, ConfigError, load_fleet
 from node.identity import Identity, IdentityError
 from node.listener import ListenError
@@ -165,7 +166,11 @@ class _Process:
         self.report = agent.report
         self.stopping = asyncio.Event()
         self.budget_seconds = 0.0
-        self.service = Service(agent)
+        try:
+            self.announced = Announced(agent, self._stop)
+        except ValueError as problem:
+            raise StartRefused(str(problem)) from problem
+        self.service = Service(agent, self.announced.facts)
         self.admin = AdminServer(agent.directory / "agent.sock", self.service)
 
     async def run(self) -> int:
@@ -174,6 +179,8 @@ class _Process:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop)
         loop.add_signal_handler(signal.SIGHUP, self._reload)
+        loop.add_signal_handler(signal.SIGUSR1, self.announced.signalled)
+        self.announced.start()
         watchdog = asyncio.create_task(self.notifier.keep_watchdog(self.agent.healthy))
         agent = self.agent
         self.notifier.ready(f"{agent.node} of {agent.fleet.cluster}")
@@ -184,6 +191,7 @@ class _Process:
             await self.stopping.wait()
             return await self._leave()
         finally:
+            self.announced.stop()
             watchdog.cancel()
             await asyncio.gather(watchdog, return_exceptions=True)
             await self.admin.stop()
@@ -194,7 +202,8 @@ class _Process:
         if self.stopping.is_set():
             self.report(Report("warning", "stopped_now", "a second signal: stopping without finishing the flush"))
             self._end_now()
-        self.budget_seconds = self.agent.fleet.flush_seconds(self.agent.node)
+        flush_seconds = self.agent.fleet.flush_seconds(self.agent.node)
+        self.budget_seconds = self.announced.ending.budget_seconds(flush_seconds)
         self.stopping.set()
         end = threading.Timer(max(END_SECONDS, self.budget_seconds - END_SECONDS), self._end_now)
         end.daemon = True

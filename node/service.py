@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from importlib.metadata import version
@@ -39,8 +39,9 @@ VERIFY_PAGE = 200
 class Service(PolicyAnswers, TransportAnswers, NodeAnswers):
     """Implements `node.door.Door` for one running agent."""
 
-    def __init__(self, agent: Agent) -> None:
+    def __init__(self, agent: Agent, notices: Callable[[], Facts] = dict) -> None:
         self.agent = agent
+        self._notices = notices
         self._puts = ThreadPoolExecutor(LARGE_PUTS, thread_name_prefix="put")
 
     def close(self) -> None:
@@ -222,6 +223,8 @@ class Service(PolicyAnswers, TransportAnswers, NodeAnswers):
             "cluster": agent.fleet.cluster,
             "role": host.role,
             "ephemeral": host.ephemeral,
+            "ephemeral_by": host.ephemeral_by,
+            "notices": self._notices(),
             "excluded": host.excluded,
             "release": release_name(),
             "uptime_seconds": round(time.monotonic() - agent.started, 1),

@@ -175,6 +175,7 @@ class Host:
     role: str = ROLE_DEFAULT
     sync_priority: Priority = "normal"
     ephemeral: bool = False
+    ephemeral_by: str = ""  # what says so: the entry, a pattern, a token, or the machine itself; no part of the meaning
     excluded: bool = False
     receive: Mapping[str, bool] = field(default_factory=dict)  # by kind; a kind not named is received
     issuer: bool = False
@@ -234,7 +235,8 @@ class Fleet:
     ) -> Host:
         """The entry of a node that joined with an ephemeral token: only such a token admits unlisted names."""
         excluded = matches_any(self.exclude_from_sync, node)
-        return Host(node, address, provider, region, ephemeral=True, excluded=excluded, listed=False)
+        by = "it joined with an ephemeral token"
+        return Host(node, address, provider, region, ephemeral=True, ephemeral_by=by, excluded=excluded, listed=False)
 
     def with_joined(self, host: Host) -> "Fleet":
         """This fleet with an unlisted host made known; the hash stays, for the file did not change."""
@@ -315,6 +317,8 @@ class Fleet:
 def policy_hash(fleet: Fleet) -> str:
     """SHA-256, in hex, of the canonical JSON: equal for files that mean the same, whatever their wording."""
     meaning = {name: value for name, value in asdict(fleet).items() if name not in ("hash", "joined", "places")}
+    for host in meaning["hosts"].values():
+        del host["ephemeral_by"]
     canonical = json.dumps(meaning, sort_keys=True, separators=(",", ":"))
     return sha256(canonical.encode()).hexdigest()
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from node.config_schema import ENVIRONMENT, Setting, all_settings
+from node.config_schema import ENVIRONMENT, HOST_ENVIRONMENT, Setting, all_settings
 from protocol.fleet import DEFAULT_KINDS, OTHER_BANDWIDTH, PROVIDER_BANDWIDTH, Bandwidth
 
 CONFIGURATION = (Path(__file__).resolve().parent.parent / "docs" / "configuration.md").read_text()
@@ -28,7 +28,11 @@ def test_every_setting_is_documented_with_its_unit_default_and_meaning(setting: 
 
 
 def test_no_setting_is_documented_that_does_not_exist() -> None:
-    known = {setting.name for setting in all_settings()} | {kind.name for kind in DEFAULT_KINDS} | set(ENVIRONMENT)
+    known = (
+        {setting.name for setting in all_settings()}
+        | {kind.name for kind in DEFAULT_KINDS}
+        | {*ENVIRONMENT, *HOST_ENVIRONMENT}
+    )
     documented = re.findall(r"^\| `([^`]+)` \|", CONFIGURATION, re.MULTILINE)
     assert set(documented) == known
 
@@ -39,7 +43,7 @@ def test_every_setting_has_a_meaning_and_a_unit() -> None:
 
 def test_every_variable_is_documented_with_what_it_overrides() -> None:
     documented = {row[0].strip("`"): row[1].strip("`") for row in rows("Environment")[1:]}
-    assert documented == dict(ENVIRONMENT)
+    assert documented == {**ENVIRONMENT, **HOST_ENVIRONMENT}
 
 
 def test_the_provider_table_is_the_one_in_the_code() -> None:
