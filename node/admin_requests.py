@@ -50,7 +50,7 @@ COMMANDS: Mapping[str, Mapping[str, Argument]] = {
     "rm": {"name": _TEXT},
     "status": {"cluster": _FLAG},
     "peers": {},
-    "risk": {},
+    "risk": {"cluster": _FLAG},
     "events": {"follow": _FLAG},
     "wait": {"name": _TEXT, "copies": Argument(int, ..., COPIES_MAX), "domains": _COPIES, "timeout_seconds": _SECONDS},
     "flush": {"deadline_seconds": Argument(float, ..., SECONDS_MAX)},

@@ -38,7 +38,7 @@ from storage.refusals import StoreError
 
 EXIT_UNSAFE = 1
 EXIT_USAGE = 2
-END_SECONDS = 0.1  # before the budget is over the process ends, whatever still runs
+END_SECONDS = 0.25  # before the budget is over the process ends, whatever still runs
 SWITCH_SECONDS = 0.0005  # the loop gives up the interpreter at each look-up; threads must not keep it for 5 ms each
 YOUNG_OBJECTS_MAX = 20_000  # between looks for cycles: a burst makes 50 values an artifact, and no cycle of them
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}

@@ -16,6 +16,7 @@ from node.door import EXIT_USAGE, DoorError, Facts, PutRequest, WaitRequest
 from node.node_answers import NodeAnswers
 from node.policy_answers import PolicyAnswers
 from node.progress import Progress
+from node.spot_answers import SpotAnswers
 from node.transport_answers import TransportAnswers
 from protocol import effects as f
 from protocol import events as e
@@ -36,12 +37,12 @@ LIST_PAGE = 1_000
 VERIFY_PAGE = 200
 
 
-class Service(PolicyAnswers, TransportAnswers, NodeAnswers):
+class Service(PolicyAnswers, TransportAnswers, NodeAnswers, SpotAnswers):
     """Implements `node.door.Door` for one running agent."""
 
     def __init__(self, agent: Agent, notices: Callable[[], Facts] = dict) -> None:
         self.agent = agent
-        self._notices = notices
+        self.notices = notices
         self._puts = ThreadPoolExecutor(LARGE_PUTS, thread_name_prefix="put")
 
     def close(self) -> None:
@@ -51,6 +52,8 @@ class Service(PolicyAnswers, TransportAnswers, NodeAnswers):
 
     async def put(self, request: PutRequest, content: bytes | AsyncIterator[bytes]) -> Facts:
         kind, name = self._name(request)
+        if request.wait_copies:
+            await self.ease(request.timeout_seconds)
         while not self.agent.committer.room():  # noqa: ASYNC110 - the WAL's room is no event
             await asyncio.sleep(WAL_WAIT_SECONDS)  # before the bytes are taken in: kept ones wait for no room later
         if isinstance(content, bytes) and len(content) <= INLINE_BYTES_MAX:
@@ -224,7 +227,8 @@ class Service(PolicyAnswers, TransportAnswers, NodeAnswers):
             "role": host.role,
             "ephemeral": host.ephemeral,
             "ephemeral_by": host.ephemeral_by,
-            "notices": self._notices(),
+            "notices": self.notices(),
+            "survival": self.survival(),
             "excluded": host.excluded,
             "release": release_name(),
             "uptime_seconds": round(time.monotonic() - agent.started, 1),
@@ -277,6 +281,7 @@ class Service(PolicyAnswers, TransportAnswers, NodeAnswers):
                     "rtt_ms": _rounded(agent.sessions.rtt_ms(node)),
                     "ephemeral": member.ephemeral if member else host.ephemeral,
                     "accepting": bool(member and member.accepting),
+                    "at_risk_artifacts": member.at_risk_count if member else 0,
                     "at_risk_bytes": member.at_risk_bytes if member else 0,
                     "used_bytes": member.used_bytes if member else 0,
                     "capacity_bytes": member.capacity_bytes if member else 0,
@@ -288,7 +293,9 @@ class Service(PolicyAnswers, TransportAnswers, NodeAnswers):
     def events(self, follow: bool) -> AsyncIterator[Facts]:
         return self.agent.journal.events(follow)
 
-    async def risk(self) -> list[Facts]:
+    async def risk(self, cluster: bool) -> list[Facts]:
+        if cluster:
+            return await self.cluster_risk()
         debts = self.agent.replica.debts
         rows = []
         for debt in debts.own_open():

@@ -51,6 +51,7 @@ class Context:
     _kinds: dict[str, Kind] = field(default_factory=dict)
     _routing: Routing | None = None
     _egress: int | None = None
+    notice_seconds: float = 0.0  # before the end of this machine
     _copies: dict[tuple[str, NodeId], int] = field(default_factory=dict)
     _started: deque[Started] = field(default_factory=deque)
     _records: dict[str, dict[RecordKey, Record]] = field(default_factory=dict)
@@ -75,6 +76,7 @@ class Context:
         self._kinds = {kind.name: kind for kind in fleet.kinds}
         self._routing = None
         self._egress = fleet.egress_bytes_per_second(self.node)
+        self.notice_seconds = fleet.notice_seconds(self.node)
         self._copies.clear()
 
     @property

@@ -143,6 +143,10 @@ class Debts:
         """The stores whose receipts count for a record: the origin's does not, ours does when it is another's."""
         return self.members.seats(self._origin_store(record), record.kind)
 
+    def own_bytes(self) -> int:
+        """Of what was accepted here and has no copy anywhere else."""
+        return sum(debt.record.size for debt in self.open.values() if debt.own and not debt.receipts)
+
     def own_open(self) -> list[Debt]:
         return [debt for debt in self.open.values() if debt.own]
 

@@ -16,5 +16,6 @@ def farewell_sentence(report: Farewell) -> str:
 
 def unsafe_sentence(unsafe: Unsafe) -> str:
     """One artifact that is not durable."""
-    fate = "is on this disk alone" if not unsafe.copies else f"has {unsafe.copies} of the copies it needs elsewhere"
+    copies = f"{unsafe.copies} {'copy' if unsafe.copies == 1 else 'copies'}"
+    fate = f"has {copies} elsewhere and is not durable" if unsafe.copies else "is on this disk alone"
     return f"{unsafe.key.name} ({unsafe.size} bytes, {unsafe.digest.hex()[:12]}) {fate}: {unsafe.why}"

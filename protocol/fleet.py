@@ -66,6 +66,7 @@ PROVIDER_FLUSH_SECONDS: Mapping[str, float] = {
     "gke": 12.0,  # pods on spot nodes get 15 s
     "runpod": 4.0,  # SIGTERM, and SIGKILL five seconds later
 }
+WITHOUT_NOTICE = frozenset({"vast"})  # whoever stops paying, or is outbid, is gone between two packets
 OTHER_FLUSH_SECONDS = 8.0  # within the ten seconds that container runtimes give between SIGTERM and SIGKILL
 # An unknown uplink gets what a household fibre line bears beside its other users.
 OTHER_BANDWIDTH = Bandwidth.megabytes(20)
@@ -265,6 +266,10 @@ class Fleet:
         stated = self.routing_for(node).flush_seconds
         provider = PROVIDER_FLUSH_SECONDS.get(self.host(node).provider or "", OTHER_FLUSH_SECONDS)
         return provider if stated is None else stated
+
+    def notice_seconds(self, node: str) -> float:
+        """How long before the end of this node's machine it is told: 0 where the provider says nothing."""
+        return 0.0 if self.host(node).provider in WITHOUT_NOTICE else self.flush_seconds(node)
 
     def _bandwidth(self, host: Host) -> Bandwidth:
         """A provider outside the table has no figure of its own: the fleet-wide one comes before ours."""

@@ -139,7 +139,7 @@ class Leaving:
             if offer.uploading and soon:
                 self._keep(peer, transfer, offer, gone)
                 continue
-            self.sending.abandon(peer, transfer, "")
+            self.sending.abandon(peer, transfer, "")  # the peer may have it again at once
             if offer.uploading and len(offer.records) == 1:
                 self._remember(offer.records[0].key, peer, gone)
 
@@ -453,6 +453,8 @@ class Leaving:
     def _why(self, debt: Debt) -> str:
         if not self.members.sessions:
             return "no peer could be reached"
+        if len(debt.receipts) >= self.ctx.min_copies(debt.record):
+            return "its copies lie in too few domains"
         if debt.asked:
             return f"it was on its way to {', '.join(sorted(debt.asked))} when the time was over"
         if any(key == debt.record.key for _, key in self._late[:UNSAFE_MAX]):

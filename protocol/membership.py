@@ -44,6 +44,7 @@ class Peer:
     backoff_ms: int = DIAL_MS_MIN
     boot: int = 0
     down_since_ms: int = 0
+    died: bool = False  # it was there in this life of ours, and is not any more
     used_ms: int = 0
 
 
@@ -176,12 +177,13 @@ class Membership:
         return entry.standing if entry is not None else Standing.DEAD
 
     def gone_ms(self, node: NodeId) -> int:
-        """How long a node has been away, as seen from here; 0 while it is alive; for ever when it left."""
+        """How long a node has been away, as seen from here; 0 while it is alive; for ever when it left, or can
+        vanish and did."""
         if self.is_alive(node):
             return 0
-        if self.has_left(node):
-            return FOR_EVER_MS
         peer = self.peers.get(node)
+        if self.has_left(node) or (peer is not None and peer.died and self.is_ephemeral(node)):
+            return FOR_EVER_MS
         return self.ctx.now_ms - (peer.down_since_ms if peer else 0)
 
     def counts(self, node: NodeId, store: StoreId) -> bool:
@@ -374,10 +376,13 @@ class Membership:
             before, self.alive[node] = self.alive.get(node), row
             if before is not None and counts_as(before) == counts_as(row):
                 return
+            if node in self.peers:
+                self.peers[node].died = False
         elif was_alive:
             del self.alive[node]
             if node in self.peers:
                 self.peers[node].down_since_ms = self.ctx.now_ms
+                self.peers[node].died = True
         else:
             return
         if was_alive != (node in self.alive):

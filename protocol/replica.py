@@ -400,12 +400,22 @@ class Replica:
                 self.sending.session_down(node)
                 self.sweeping.lost(node)
                 self.swarming.gone(node)
+                self._report_orphans(node)
         if changes:
             self.shedding.stirred()
             self.debts.recount()
             self.sending.replan_all()
         if self.members.twin is not None:
             self.departing.exit()
+
+    def _report_orphans(self, node: NodeId) -> None:
+        """It is gone with what it had not yet sent: said at once, by what it last said of itself."""
+        member = self.members.row(node)
+        if member is not None and member.at_risk_count:
+            debt = f"{member.at_risk_count} artifacts ({member.at_risk_bytes} bytes) at risk as it last said"
+            self.ctx.report(
+                "warning", "orphans", f"{node} is gone with {debt}; `spore risk --cluster` lists what nobody else has"
+            )
 
     def _received(self, event: e.Received) -> None:
         peer, message = event.peer, event.message

@@ -147,7 +147,7 @@ class Sending:
         if offer is None:
             return
         if offer.uploading:
-            self.ctx.emit(Abandon(transfer, why))
+            self.ctx.emit(Abandon(transfer, why or "it is planned anew"))
         for record in () if offer.asked else offer.records:
             debt = self.debts.open.get(record.key)
             if debt is not None:
@@ -350,7 +350,7 @@ class Sending:
         if debt is None:
             return
         debt.asked.discard(peer)
-        wait = BUSY_MS if why in (BUSY, HAVE) else REFUSED_MS
+        wait = BUSY_MS if why in (BUSY, HAVE) or self.held else REFUSED_MS
         debt.refused[peer] = (self.ctx.now_ms + wait, why)
         if why == BUSY or (why == HAVE and not debt.receipts):
             self._unplanned[debt.record.key] = None  # the same store again, a little later

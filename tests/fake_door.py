@@ -213,8 +213,8 @@ class FakeDoor:
         if follow:
             await asyncio.Event().wait()
 
-    async def risk(self) -> list[Facts]:
-        self._enter("risk")
+    async def risk(self, cluster: bool) -> list[Facts]:
+        self._enter("risk", cluster)
         return [
             {
                 "name": name,

@@ -110,6 +110,12 @@ def _print_status(facts: dict[str, Any]) -> None:
     print(f"{facts['node']} of {facts['cluster']}: {plain(', '.join(traits))}, up {in_time(facts['uptime_seconds'])}")
     print(f"held     {_amount(facts)}")
     print(f"at risk  {_amount(risk_facts)}{hint}")
+    if facts.get("survival", {}).get("lost_artifacts"):
+        print(f"         if this node died now you would lose {_loss(risk_facts, facts['survival'])}")
+    if facts.get("ephemeral") and facts.get("ephemeral_by"):
+        print(f"can go   {plain(facts['ephemeral_by'])}")
+    for coming in facts.get("notices", {}).get("coming", ()):
+        print(f"notice   {plain(coming['why'])}")
     print(
         f"disk     {disk['used_percent']:g}% used, accepts for others up to {disk['cap_percent']:g}%: "
         f"{'accepting' if disk['accepting'] else 'full, still sending'}"
@@ -165,15 +171,20 @@ def peers(directory: Path, as_json: bool) -> None:
 
 
 def _print_peers(rows: list[dict[str, Any]]) -> None:
-    headings = ["node", "state", "role", "provider", "domain", "address", "rtt ms", "accepting"]
+    headings = ["node", "state", "role", "provider", "domain", "address", "rtt ms", "accepting", "at risk"]
     cells = [
-        (p["node"], p["state"], p["role"], p["provider"], p["domain"], p["address"], p["rtt_ms"], _accepts(p))
+        (p["node"], p["state"], p["role"], p["provider"], p["domain"], p["address"], p["rtt_ms"], _accepts(p), _debt(p))
         for p in rows
     ]
-    print_table(headings, cells, right=["rtt ms"])
+    print_table(headings, cells, right=["rtt ms", "at risk"])
     if any(p.get("policy") == "differs" and p["state"] == "alive" for p in rows):
         names = ", ".join(p["node"] for p in rows if p.get("policy") == "differs" and p["state"] == "alive")
         print(f"another hosts file is in force on {plain(names)}")
+
+
+def _debt(peer: dict[str, Any]) -> str | None:
+    """What a node says it would lose if it died now."""
+    return in_bytes(peer["at_risk_bytes"]) if peer.get("at_risk_bytes") else None
 
 
 def _accepts(peer: dict[str, Any]) -> str | None:
@@ -181,14 +192,19 @@ def _accepts(peer: dict[str, Any]) -> str | None:
 
 
 @click.command()
+@click.option("--cluster", is_flag=True, help="Of all nodes: what is held by nobody who is there, or by too few.")
 @folder_option
 @json_option
-def risk(directory: Path, as_json: bool) -> None:
+def risk(cluster: bool, directory: Path, as_json: bool) -> None:
     """What would be lost if this node died now, and why."""
     with Client(directory) as client:
-        rows = client.ask("risk")
+        rows = client.ask("risk", cluster=cluster)
+        survival = {} if cluster or as_json else client.ask("status").get("survival", {})
     if as_json:
         print_json_rows(rows)
+        return
+    if cluster:
+        _print_cluster_risk(rows)
         return
     if not rows:
         print("nothing is at risk: all that was accepted here is durable on other nodes")
@@ -196,7 +212,7 @@ def risk(directory: Path, as_json: bool) -> None:
     cells = [(r["name"], in_bytes(r["size"]), f"{r['copies']} of {r['needed']}", r["why"]) for r in rows]
     print_table(["name", "size", "receipts", "why"], cells, right=["size"])
     total = {"artifacts": len(rows), "bytes": sum(row["size"] for row in rows)}
-    print(f"if this node died now you would lose {_amount(total)}")
+    print(f"if this node died now you would lose {_loss(total, survival)}")
 
 
 @click.command()
@@ -214,6 +230,28 @@ def events(follow: bool, directory: Path, as_json: bool) -> None:
             when = time.strftime("%m-%d %H:%M:%S", time.localtime(row["at"]))
             sentence = f"{when}  {row['level']:7}  {plain(row['message'])}"
             print(json.dumps(row) if as_json else sentence, flush=True)
+
+
+def _loss(total: dict[str, int], survival: dict[str, Any]) -> str:
+    """What nobody else has, and what of it the notice could save; an older agent tells only what is not durable."""
+    if not survival:
+        return _amount(total)
+    lost = {"artifacts": survival["lost_artifacts"], "bytes": survival["lost_bytes"]}
+    saved = {"artifacts": survival["savable_artifacts"], "bytes": survival["savable_bytes"]}
+    kinds = f" ({', '.join(survival['lost_kinds'])})" if survival["lost_kinds"] else ""
+    notice = f"a notice of {survival['notice_seconds']:g} s could save" if survival["notice_seconds"] else "no notice:"
+    return f"{_amount(lost)}{plain(kinds)}; {notice} {_amount(saved)}"
+
+
+def _print_cluster_risk(rows: list[dict[str, Any]]) -> None:
+    if not rows:
+        print("nothing is at risk: every artifact of the cluster has its copies")
+        return
+    cells = [(r["name"], in_bytes(r["size"]), r["origin"], f"{r['copies']} of {r['needed']}", r["why"]) for r in rows]
+    print_table(["name", "size", "origin", "copies", "why"], cells, right=["size"])
+    lost = [row for row in rows if row["lost"]]
+    total = {"artifacts": len(lost), "bytes": sum(row["size"] for row in lost)}
+    print(f"{_amount(total)} held by nobody who is there, {counted(len(rows) - len(lost), 'artifact')} by too few")
 
 
 def _amount(facts: dict[str, Any]) -> str:
