@@ -171,6 +171,8 @@ class Connection:
                     await self._rows(request.id, self._door.ls(**request.arguments))
                 case "events":
                     await self._rows(request.id, self._door.events(**request.arguments))
+                case "sync":
+                    await self._rows(request.id, self._door.sync(**request.arguments))
                 case "lend":
                     await self._rows(request.id, self._door.lend(**request.arguments))
                 case "verify":

@@ -69,6 +69,12 @@ COMMANDS: Mapping[str, Mapping[str, Argument]] = {
     "recommend": {},
     "expire": {"glob": _TEXT, "older_seconds": Argument(float, ..., SECONDS_MAX)},
     "pin": {"name": _TEXT, "node": Argument(str, ""), "pinned": Argument(bool, True)},
+    "sync": {
+        "glob": Argument(str, None),
+        "to": Argument(str, ""),
+        "priority": Argument(str, ""),
+        "timeout_seconds": _SECONDS,
+    },
     "lend": {"digest": _TEXT, "to": _TEXT, "priority": Argument(str, "normal")},
     "limit": {"node": Argument(str, ""), "rate": Argument(str, "")},
 }

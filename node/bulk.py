@@ -193,7 +193,8 @@ class _Connection:
         keep = not head.closes and self._server.keeps()
         blocks = _BLOCKS.fullmatch(path)
         if method == "POST" and blocks:
-            return self._with_blob(bytes.fromhex(blocks[1]), keep, lambda blob: self._send_blocks(blob, head, keep))
+            wanted = bytes.fromhex(blocks[1])
+            return self._with_blob(wanted, keep, lambda blob: self._send_blocks(wanted, blob, head, keep))
         if method == "POST" and (relay := _RELAY.fullmatch(path)):
             return self._relay(bytes.fromhex(relay[1]), bool(relay[2]), head, keep)
         if method == "POST":
@@ -246,7 +247,7 @@ class _Connection:
         if part:
             headers["Content-Range"] = f"bytes {first}-{end - 1}/{blob.size}"
         self._head(206 if part else 200, end - first, "application/octet-stream", keep, headers)
-        allow, buffer = self._pace(head), self._chunk_buffer()
+        allow, buffer = self._pace(head, digest), self._chunk_buffer()
         while first < end:
             view = buffer[: min(CHUNK_BYTES, end - first)]
             read_checked(blob, view, first)
@@ -259,10 +260,10 @@ class _Connection:
         send_hints(self._stream, blob, first, count, self._chunk_buffer())
         return keep
 
-    def _send_blocks(self, blob: Blob, head: Head, keep: bool) -> bool:
+    def _send_blocks(self, digest: Digest, blob: Blob, head: Head, keep: bool) -> bool:
         runs = read_runs(self._stream, head.length, blob.size)
         self._head(200, runs_length(blob.size, runs), "application/octet-stream", keep)
-        send_runs(self._stream, blob, runs, self._chunk_buffer(), self._pace(head))
+        send_runs(self._stream, blob, runs, self._chunk_buffer(), self._pace(head, digest))
         return keep
 
     def _chunk_buffer(self) -> memoryview:
@@ -270,8 +271,9 @@ class _Connection:
             self._buffer = memoryview(bytearray(CHUNK_BYTES))
         return self._buffer
 
-    def _pace(self, head: Head) -> Callable[[int], int]:
-        return self._server.throttle.pace(self._stream.peer, id(self._stream), head.headers.get(PRIORITY_HEADER, ""))
+    def _pace(self, head: Head, digest: Digest) -> Callable[[int], int]:
+        priority = head.headers.get(PRIORITY_HEADER, "")
+        return self._server.throttle.pace(self._stream.peer, id(self._stream), priority, [digest])
 
     def _chunks(self, digest: Digest, first: int, count: int, keep: bool) -> bool:
         try:

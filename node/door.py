@@ -92,6 +92,10 @@ class Door(Protocol):
         """Accept nothing more, and see to it that `copies` (0: as policy says) of all that is here lie elsewhere."""
         ...
 
+    def sync(self, glob: str | None, to: str, priority: str, timeout_seconds: float) -> AsyncIterator[Facts]:
+        """Progress, then one result with `"result": true`."""
+        ...
+
     def lend(self, digest: str, to: str, priority: str) -> AsyncIterator[Facts]:
         """Where these bytes lie, for an rsync of a node that cannot reach our port: `path`, `size`,
         `bytes_per_second`; then the chunk list in pages, `leaves`."""

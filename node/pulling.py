@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from node.bulk_client import Avoided, Connection, Connections, Job
+from node.bulk_client import Avoided, Connection, Connections, Job, Unreached
 from node.bulk_store import BulkDepot
 from node.bulk_stream import StreamBroken, sentence_of
 from node.progress import DISK, Meter, Progress
@@ -201,12 +201,12 @@ class Pulling:
                 self._connections.succeeded(source)
                 return Pulled(number, sentence_of(problem))
             except Avoided as problem:
-                return Pulled(number, sentence_of(problem))
+                return Pulled(number, sentence_of(problem), unreached=True)
             except StreamBroken as problem:
                 if fresh or connection is None or not connection.reused or task.job.cancelled:
                     if not task.job.cancelled:
                         self._connections.failed(source, sentence_of(problem))
-                    return Pulled(number, sentence_of(problem))
+                    return Pulled(number, sentence_of(problem), unreached=isinstance(problem, Unreached))
             finally:
                 if connection is not None:
                     (self._connections.give_back if kept else self._connections.drop)(connection, task.job)

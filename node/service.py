@@ -17,6 +17,7 @@ from node.node_answers import NodeAnswers
 from node.policy_answers import PolicyAnswers
 from node.progress import Progress
 from node.spot_answers import SpotAnswers
+from node.sync_answers import SyncAnswers
 from node.transport_answers import TransportAnswers
 from protocol import effects as f
 from protocol import events as e
@@ -37,7 +38,7 @@ LIST_PAGE = 1_000
 VERIFY_PAGE = 200
 
 
-class Service(PolicyAnswers, TransportAnswers, NodeAnswers, SpotAnswers):
+class Service(PolicyAnswers, SyncAnswers, TransportAnswers, NodeAnswers, SpotAnswers):
     """Implements `node.door.Door` for one running agent."""
 
     def __init__(self, agent: Agent, notices: Callable[[], Facts] = dict) -> None:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 
 from protocol.egress import RATE_BYTES_PER_SECOND_MIN, WEIGHTS, Budgets, Egress, Flow
 from protocol.fleet import Priority
-from protocol.values import NodeId
+from protocol.values import Digest, NodeId
 
 __all__ = ["PRIORITY_HEADER", "RATE_BYTES_PER_SECOND_MIN", "Throttle"]
 
@@ -34,6 +35,7 @@ class Throttle:
         self._egress = Egress(_budgets(budgets))
         self._waiting: dict[int, threading.Condition] = {}  # by ticket; bounded by the threads that send
         self._timing: threading.Condition | None = None  # of the one thread that wakes when time alone lets someone go
+        self._urgent: dict[Digest, list[str]] = {}  # bounded by the requests of users: a page of 1,000 each
         self._closed = False
         self.sent_bytes = 0  # of payload, since the start
 
@@ -47,11 +49,31 @@ class Throttle:
             self._egress.change(_budgets(budgets))
             self._wake_all()
 
-    def pace(self, peer: NodeId, transfer: int, priority: str = "") -> Callable[[int], int]:
-        """`allow` for one transfer to one peer; without a priority, that of the peer in the hosts file holds."""
+    def pace(
+        self, peer: NodeId, transfer: int, priority: str = "", digests: Iterable[Digest] = ()
+    ) -> Callable[[int], int]:
+        """`allow` for one transfer to one peer. What is urgent here (one of the `digests` is) comes first, then a
+        priority that is given and not the usual one, then that of the peer in the hosts file."""
         provider, usual = self._describe(peer)
-        stated = priority if priority in WEIGHTS else usual
-        return partial(self.allow, flow=Flow(peer, provider, stated, transfer))
+        with self._lock:
+            urgent = next((self._urgent[digest][-1] for digest in digests if self._urgent.get(digest)), "")
+        stated = urgent or (priority if priority != "normal" else "")
+        return partial(self.allow, flow=Flow(peer, provider, stated if stated in WEIGHTS else usual, transfer))
+
+    @contextmanager
+    def urgent(self, wanted: Mapping[Digest, str]) -> Iterator[None]:
+        """As long as this lasts, transfers of these artifacts that begin have these priorities."""
+        with self._lock:
+            for digest, priority in wanted.items():
+                self._urgent.setdefault(digest, []).append(priority)
+        try:
+            yield
+        finally:
+            with self._lock:
+                for digest, priority in wanted.items():
+                    self._urgent[digest].remove(priority)
+                    if not self._urgent[digest]:
+                        del self._urgent[digest]
 
     def allow(self, wanted_bytes: int, flow: Flow = ANY) -> int:
         """How many of these bytes may be sent, at least one; returns when they may."""

@@ -228,7 +228,9 @@ class Transfers:
 
     def _push(self, task: _Task, effect: Upload) -> str:
         """Push over a kept connection, or, when the peer has closed that one meanwhile, over a fresh one."""
-        allow = self._throttle.pace(effect.peer, effect.transfer, effect.priority)
+        allow = self._throttle.pace(
+            effect.peer, effect.transfer, effect.priority, [parcel.record.digest for parcel in effect.parcels]
+        )
         for fresh in (False, True):
             connection = self._connections.take(effect.peer, task.job, fresh)
             welcome = keep = False

@@ -84,6 +84,16 @@ class Want:
 
 
 @dataclass(frozen=True, slots=True)
+class Sync:
+    """A user wants these moved now: what we owe and lack of them, or, with `to`, a copy of each to that node. How far
+    it is stands in `Replica.syncing`; a `Cancel` ends it."""
+
+    request: int
+    records: tuple[Record, ...]
+    to: NodeId
+
+
+@dataclass(frozen=True, slots=True)
 class Cancel:
     """Whoever made this request has gone away."""
 
@@ -185,13 +195,14 @@ class Pulled:
     """Answers `Pull`: the run stands verified in staging, or the sentence says why not.
 
     `missing`: what of the artifact is missing by now, told when its chunk list has just come; else None. `lied`: the
-    source sent wrong bytes.
+    source sent wrong bytes. `unreached`: it was never asked, for no connection was had.
     """
 
     number: int
     error: str = ""
     missing: tuple[Stripe, ...] | None = None
     lied: bool = False
+    unreached: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,6 +321,7 @@ Event = (
     | Declare
     | Await
     | Want
+    | Sync
     | Cancel
     | Durable
     | DurableFailed

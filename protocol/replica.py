@@ -36,6 +36,7 @@ from protocol.shedding import Shedding
 from protocol.spreading import Spreading
 from protocol.swarming import TIMER
 from protocol.sweeping import Sweeping
+from protocol.syncing import Syncing
 from protocol.values import Batch, NodeId, Record, Rows, State, StoreId
 from protocol.view import NOTHING, Base
 
@@ -74,6 +75,7 @@ class Replica:
         self.swarming.on_pieces = self.sending.progressed
         self.accepting = Accepting(ctx, self.debts, self._tell, self._owe)
         self.departing = Departing(ctx, self.members, self.debts, self.leaving, self._hold_nothing_more)
+        self.syncing = Syncing(ctx, self.members, self.debts, self.sending, self.receiving)
         self.settling = Settling(ctx, self.debts, self.publishing)
         self.declared = Declared(ctx, self.members)
         self.draining = Draining(ctx, self.members, self.debts, self._hold_nothing_more, self._owe)
@@ -99,7 +101,8 @@ class Replica:
             e.Declare: self.accepting.declare,
             e.Await: self.accepting.await_copies,
             e.Want: self._want,
-            e.Cancel: lambda event: self.accepting.cancel(event.request),
+            e.Sync: lambda event: self.syncing.begin(event.request, event.records, event.to),
+            e.Cancel: self._cancel,
             e.Durable: self._durable,
             e.DurableFailed: self._durable_failed,
             e.SessionUp: self._session_up,
@@ -225,6 +228,7 @@ class Replica:
         self.sending.tick()
         self.receiving.errands.tick()
         self.receiving.tick()
+        self.syncing.tick()
         self.swarming.tick()
         self.retention.tick()
         self.comparing.tick()
@@ -271,6 +275,7 @@ class Replica:
             self.swarming.stated(holding)
             for debt in self.debts.heard(holding):
                 self.sending.plan(debt)
+        self.syncing.heard(rows.holdings)
         self._consider(rows)
         self._refetch(rows)
 
@@ -432,6 +437,10 @@ class Replica:
         self.members.goodbye(peer)
         self._session_down(peer, "it said goodbye")
         self.ctx.emit(Hangup(peer, "it said goodbye"))
+
+    def _cancel(self, event: e.Cancel) -> None:
+        self.accepting.cancel(event.request)
+        self.syncing.cancel(event.request)
 
     def _want(self, event: e.Want) -> None:
         self.receiving.fetch_for_user(event.request, event.record, event.direct)

@@ -8,6 +8,7 @@ one that refused is asked again later: nobody is unhealthy for ever.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -74,6 +75,7 @@ class Sending:
         self.held = False  # a plan governs what is offered (see leaving.py): nothing is queued
         self._transfer = 0
         self._unplanned: dict[RecordKey, None] = {}
+        self._told_refused: Callable[[NodeId, Record, str, bool], None] = lambda peer, record, why, final: None
 
     def start_from(self, transfer: int) -> None:
         """Number transfers above those of earlier lives, so that a late answer is never taken for a new one's."""
@@ -140,6 +142,25 @@ class Sending:
         lane = self.lanes.setdefault(peer, Lane())
         self._offer(peer, lane, records, large=records[0].size > SMALL_BYTES)
         return self._transfer
+
+    def offer_to(self, peer: NodeId, records: list[Record]) -> list[Record]:
+        """Offer these though no debt asks for it, as far as the lane has room; those that were offered."""
+        lane, offered = self.lanes.setdefault(peer, Lane()), list[Record]()
+        small = [record for record in records if record.size <= SMALL_BYTES]
+        batches = [small[: max(1, BATCH_BYTES // SMALL_BYTES)]] if small else []
+        batches += [[record] for record in records if record.size > SMALL_BYTES][:LARGE_PER_PEER]
+        for batch in batches[: max(OFFERS_PER_PEER - len(lane.offers), 0)]:
+            self._offer(peer, lane, batch, batch[0].size > SMALL_BYTES)
+            offered += batch
+        return offered
+
+    def is_offering(self, peer: NodeId, record: Record) -> bool:
+        lane = self.lanes.get(peer)
+        return lane is not None and any(record in offer.records for offer in lane.offers.values())
+
+    def on_refused(self, then: Callable[[NodeId, Record, str, bool], None]) -> None:
+        """Whom to tell what was offered and not taken (True), or did not arrive (False)."""
+        self._told_refused = then
 
     def abandon(self, peer: NodeId, transfer: int, why: str) -> None:
         """Give an offer up, its upload too; with a reason, the peer is not asked again for these soon."""
@@ -258,7 +279,7 @@ class Sending:
         kept = []
         for record, refusal, missing in zip(offer.records, take.refused, take.missing, strict=True):
             if refusal:
-                self._refused(peer, record, refusal)
+                self._refused(peer, record, refusal, final=True)
             else:
                 parcels.append(Parcel(record, missing))
                 kept.append(record)
@@ -345,7 +366,8 @@ class Sending:
         for record in offer.records:
             self._refused(peer, record, why)
 
-    def _refused(self, peer: NodeId, record: Record, why: str) -> None:
+    def _refused(self, peer: NodeId, record: Record, why: str, final: bool = False) -> None:
+        self._told_refused(peer, record, why, final)
         debt = self.debts.open.get(record.key)
         if debt is None:
             return

@@ -32,6 +32,7 @@ SOURCES_FEW = 4  # with more sources than this one piece from each is enough
 REST_MS = 1_000  # a source that failed is left alone for so long, doubled each time
 REST_MS_MAX = 30_000
 FAILURES_MAX = 6  # in a row, over half a minute: what only such a source has will not come from it
+UNREACHED_FAILURES = 3  # a dial that failed counts for as many: it has waited for its own time-out
 SLOW_MS_MIN = 500  # a piece under way for longer, and for three times as long as usual, is slow
 SILENT_MS_MIN = 2_000  # a fetcher not heard for longer is not counted on; what has not changed is said each 1.5 s
 STALL_MS = 3_000  # nothing under way, and nothing that the rules give us: then anything from anybody
@@ -191,13 +192,14 @@ class Swarm:
         self._brought |= (1 << ask.piece) & ~self._beside_us(spread)
         return [other.number for other in self.asks.values() if other.piece == ask.piece]
 
-    def failed(self, number: int, why: str, now_ms: int, for_ever: bool = False) -> None:
-        """A piece did not come: its source rests for a while, or for ever when it sent wrong bytes."""
+    def failed(self, number: int, why: str, now_ms: int, for_ever: bool = False, unreached: bool = False) -> None:
+        """A piece did not come: its source rests for a while, or for ever when it sent wrong bytes. One that is not
+        reached at all is given up sooner: there are other ways to it (see docs/transports.md)."""
         ask = self._end(number)
         source = self.sources.get(ask.source) if ask else None
         self.why = why
         if source is not None:
-            source.failures += FAILURES_MAX if for_ever else 1
+            source.failures += FAILURES_MAX if for_ever else UNREACHED_FAILURES if unreached else 1
             rest_ms = min(REST_MS << min(source.failures - 1, 10), REST_MS_MAX)
             source.rests_until_ms = 1 << 62 if for_ever else now_ms + rest_ms
             source.have = source.have if source.seed else 0  # it says anew what it has

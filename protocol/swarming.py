@@ -123,7 +123,7 @@ class Swarming:
             swarm.holds(event.missing)
             swarm.listed = True
         if event.error:
-            swarm.failed(event.number, event.error, self.ctx.now_ms, for_ever=event.lied)
+            swarm.failed(event.number, event.error, self.ctx.now_ms, event.lied, event.unreached)
         else:
             swarm.listed = True
             for number in swarm.got(event.number, self.ctx.now_ms):

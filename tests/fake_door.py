@@ -46,6 +46,13 @@ class FakeDoor:
             raise DoorError(f"there is no artifact {name}; `spore ls` shows what there is")
         return self.held[name]
 
+    async def sync(self, glob: str | None, to: str, priority: str, timeout_seconds: float) -> AsyncIterator[Facts]:
+        self._enter("sync", (glob, to, priority, timeout_seconds))
+        yield {"done": 0, "total": 2, "bytes": 0, "bytes_total": 20, "why": "model/a: waiting for its turn"}
+        left = [{"name": "model/b", "size": 10, "why": "node-b: node-b is excluded from sync"}] if to else []
+        sums = {"moved": 1, "moved_bytes": 10, "there": 1 - len(left), "there_bytes": 10 - 10 * len(left)}
+        yield {"result": True, **sums, "left": left, "left_count": len(left)}
+
     async def lend(self, digest: str, to: str, priority: str) -> AsyncIterator[Facts]:
         self._enter("lend", (digest, to, priority))
         yield {"path": f"/srv/{digest}", "size": 1, "bytes_per_second": None}

@@ -43,6 +43,7 @@ class Machines:
         self.run("net", "ip", "link", "add", "bridge", "type", "bridge")
         self.run("net", "ip", "link", "set", "bridge", "up")
         for node in self.nodes:
+            _run("ip", "netns", "add", f"{self.word}-{node}")
             self.run(
                 "net", "ip", "link", "add", f"v-{node}", "type", "veth", "peer", "eth0", "netns", f"{self.word}-{node}"
             )

@@ -293,7 +293,7 @@ def test_every_command_is_answered(tmp_path: Path) -> None:
         assert [command for command, _ in world.door.calls[1:] if command != "peers"] == [
             command for command in asked if command != "peers"
         ]
-        assert set(asked) | {"put", "get", "ls", "events", "verify", "lend"} == set(COMMANDS)
+        assert set(asked) | {"put", "get", "ls", "events", "verify", "lend", "sync"} == set(COMMANDS)
 
     run(tmp_path, story)
 

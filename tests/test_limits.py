@@ -71,3 +71,17 @@ def test_a_peer_has_the_provider_and_the_priority_of_its_host() -> None:
     throttle = limits_of().throttle()
     said = [throttle.pace("b", 3).keywords["flow"], throttle.pace("b", 3, "low").keywords["flow"]]  # type: ignore[attr-defined]
     assert said == [Flow("b", "vast", "high", 3), Flow("b", "vast", "low", 3)]
+
+
+def test_what_a_user_wants_moved_now_has_its_priority_as_long_as_the_command_runs() -> None:
+    throttle = limits_of().throttle()
+    digest, other = bytes(32), bytes([1]) * 32
+
+    def priority(*digests: bytes, stated: str = "") -> str:
+        return str(throttle.pace("b", 3, stated, digests).keywords["flow"].priority)  # type: ignore[attr-defined]
+
+    with throttle.urgent({digest: "critical"}), throttle.urgent({digest: "low"}):
+        assert [priority(other, digest), priority(other), priority()] == ["low", "high", "high"]
+    with throttle.urgent({digest: "critical"}):
+        assert [priority(digest, stated="low"), priority(other, stated="low")] == ["critical", "low"]
+    assert [priority(digest), priority(digest, stated="normal")] == ["high", "high"]

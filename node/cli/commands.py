@@ -13,7 +13,7 @@ from node.cli.failures import EXIT_NOT_ACHIEVED, EXIT_USAGE, CommandFailed
 from node.cli.folders import agent, check, init, join, revoke, token
 from node.cli.getting import get
 from node.cli.leaving import drain, remove
-from node.cli.limiting import lend, limit
+from node.cli.limiting import lend, limit, sync
 from node.cli.looking import events, ls, peers, risk, status, where
 from node.cli.planning import age, pin, plan, recommend, unpin
 from node.cli.putting import put
@@ -25,7 +25,7 @@ COMMANDS = (
     put, get, ls, where, rm,
     status, peers, risk, events, wait, flush, verify,
     plan, pin, unpin, age, recommend,
-    drain, remove, limit, lend,
+    drain, remove, sync, limit, lend,
     simulate, demo,
 )  # fmt: skip
 
