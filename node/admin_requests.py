@@ -61,6 +61,7 @@ COMMANDS: Mapping[str, Mapping[str, Argument]] = {
         "ephemeral": _FLAG,
     },
     "revoke": {"node": _TEXT},
+    "renew": {},
     "remove": {"node": _TEXT},
     "drain": {"copies": _COPIES, "deadline_seconds": Argument(float, 3600.0, SECONDS_MAX), "undo": _FLAG},
     "progress": {"name": _TEXT},

@@ -37,6 +37,9 @@ CLUSTER_CHARACTERS_MAX = 64  # X.509 bounds a common name to 64
 REQUEST_BYTES_MAX = 16 << 10  # a P-256 request is 0.5 kB; a parser is not handed more than it can need
 CERTIFICATE_BYTES_MAX = 16 << 10  # a node's certificate is 1 kB
 
+AUTHORITIES_MAX = 2  # the one in use, and the one that replaces it or was replaced by it
+
+_PEM_BLOCK = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
 _NODE_SCHEME = "spore://"
 _JOINED_SCHEME = "spore-joined:"
 _EPHEMERAL, _PERSISTENT = "ephemeral", "persistent"
@@ -171,6 +174,14 @@ def describe_ca(certificate: bytes) -> AuthorityFacts:
     if not authority:
         raise CertificateError("the certificate is not one of a cluster authority")
     return AuthorityFacts(name, ca_pin(certificate), int(parsed.not_valid_after_utc.timestamp()))
+
+
+def split_pem(content: bytes, count_max: int) -> tuple[bytes, ...]:
+    """The certificates in a file or an answer, in their order. Raises CertificateError for none, or too many."""
+    found = tuple(match[0] + b"\n" for match in _PEM_BLOCK.finditer(content[: count_max * CERTIFICATE_BYTES_MAX]))
+    if not 1 <= len(found) <= count_max:
+        raise CertificateError(f"it holds {len(found)} certificates, and 1 to {count_max} are expected")
+    return found
 
 
 def ca_pin(certificate: bytes) -> str:

@@ -84,6 +84,10 @@ class Door(Protocol):
 
     async def revoke(self, node: str) -> Facts: ...
 
+    async def renew(self) -> Facts:
+        """The next certificate, and the authorities that the issuer trusts, now."""
+        ...
+
     async def remove(self, node: str) -> Facts:
         """The node is gone for good: nothing is expected of it, and what it held is no copy any more."""
         ...

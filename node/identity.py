@@ -1,9 +1,10 @@
 """The identity of a node: the folder `DIR/identity/` and every way it comes to be, changes or is refused.
 
-    ca.pem     the cluster authority's certificate; the only one we trust
-    ca.key     its key; on issuers alone
-    node.pem   our certificate
-    node.key   our key
+    ca.pem       the cluster authority's certificate, the only one we trust; two while one authority replaces another
+    ca.key       the key of the one that signs; on issuers alone
+    ca.next.key  the key of the one that will sign; on issuers, while an authority is replaced (see `rotation`)
+    node.pem     our certificate
+    node.key     our key
 
 The folder is 0700, its files 0600. It is built whole beside its place (`identity.new`, `identity.joining`) and renamed
 into it, so that a crash leaves no identity or a whole one. Renewal keeps the key and replaces `node.pem` alone: one
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from node.certificates import (
+    AUTHORITIES_MAX,
     CertificateError,
     CertificateFacts,
     ca_pin,
@@ -28,12 +30,13 @@ from node.certificates import (
     issue,
     issued_by,
     key_matches,
+    split_pem,
 )
 from node.secret_files import fsync_folder, make_private_folder, open_to_others, replace_file
 from protocol.names import check_node
 
 IDENTITY_FOLDER = "identity"
-CA_CERTIFICATE, CA_KEY = "ca.pem", "ca.key"
+CA_CERTIFICATE, CA_KEY, CA_NEXT_KEY = "ca.pem", "ca.key", "ca.next.key"
 NODE_CERTIFICATE, NODE_KEY = "node.pem", "node.key"
 _NEW_FOLDER = "identity.new"  # `spore init` at work
 _JOINING_FOLDER = "identity.joining"  # `spore join` at work; its key outlives a crash, so that the join can be repeated
@@ -55,7 +58,8 @@ class Identity:
     folder: Path
     cluster: str
     node: str
-    ca_pem: bytes
+    ca_pem: bytes  # every authority we trust
+    authority_pem: bytes  # the one that signs, on an issuer; on others the one that signed our certificate
     certificate_pem: bytes
     facts: CertificateFacts
     issuer: bool
@@ -70,7 +74,12 @@ class Identity:
 
     @property
     def ca_pin(self) -> str:
-        return ca_pin(self.ca_pem)
+        """Of the authority that signs."""
+        return ca_pin(self.authority_pem)
+
+    @property
+    def authorities(self) -> tuple[bytes, ...]:
+        return split_pem(self.ca_pem, AUTHORITIES_MAX)
 
     @classmethod
     def load(cls, directory: Path, *, now: float, cluster: str | None = None, node: str | None = None) -> Identity:
@@ -108,7 +117,7 @@ class Identity:
                 "missing", f"{self.node!r} holds no authority key: ask a host marked `issuer: true` in the hosts file"
             )
         ca_key = _read_file(self.folder / CA_KEY)
-        return issue(ca_key, self.ca_pem, csr_pem, node, ephemeral=ephemeral, now=now, joined_at=joined_at)
+        return issue(ca_key, self.authority_pem, csr_pem, node, ephemeral=ephemeral, now=now, joined_at=joined_at)
 
 
 def init_identity(directory: Path, cluster: str, node: str, *, now: float) -> Identity:
@@ -166,7 +175,7 @@ def install_identity(
     """End a join: check what the issuer returned against the token's pin, our key and our name, and put it in place."""
     _refuse_existing(directory, anew=anew)
     staged = directory / _JOINING_FOLDER
-    _check_returned(ca_pem, certificate_pem, node, pin, now)
+    _check_returned(_authorities(ca_pem), certificate_pem, node, pin, now)
     if not key_matches(_read_file(staged / NODE_KEY), certificate_pem):
         raise IdentityError("mismatch", "the issuer returned a certificate for another key: run `spore join` again")
     replace_file(staged / CA_CERTIFICATE, ca_pem)
@@ -175,30 +184,69 @@ def install_identity(
     return Identity.load(directory, now=now, node=node)
 
 
-def replace_certificate(identity: Identity, certificate_pem: bytes, *, now: float) -> Identity:
-    """Take a renewed certificate. It must be for our name and key, from our authority, and last longer than ours."""
-    _check_returned(identity.ca_pem, certificate_pem, identity.node, identity.ca_pin, now)
+def replace_certificate(identity: Identity, answer_pem: bytes, *, now: float) -> Identity:
+    """Take a renewed certificate, and the authorities that the issuer trusts, which follow it.
+
+    It must be for our name and key, from an authority that both of us trust, and last longer than ours unless another
+    authority signed it. What is trusted is widened before, and narrowed after, our own certificate changes: whenever we
+    die, it is of an authority in `ca.pem`.
+    """
+    certificate_pem, authorities = _split_answer(identity, answer_pem)
+    signer = _check_returned(authorities, certificate_pem, identity.node, None, now)
     if not key_matches(_read_file(identity.key_path), certificate_pem):
         raise IdentityError("mismatch", "the issuer returned a certificate for another key: ask again")
-    if describe(certificate_pem).not_after <= max(now, identity.facts.not_after):
+    longer = describe(certificate_pem).not_after > max(now, identity.facts.not_after)
+    if not longer and signer == identity.authority_pem and authorities == identity.authorities:
         raise IdentityError("mismatch", "the issuer returned a certificate that lasts no longer than ours: ask again")
+    before, path = identity.authorities, identity.folder / CA_CERTIFICATE
+    trusted = tuple(dict.fromkeys((*before, *authorities)))[:AUTHORITIES_MAX]
+    if trusted != before:
+        replace_file(path, b"".join(trusted))
     replace_file(identity.certificate_path, certificate_pem)
+    if trusted != authorities:
+        replace_file(path, b"".join(authorities))
     return Identity.load(identity.folder.parent, now=now, cluster=identity.cluster, node=identity.node)
 
 
-def _check_returned(ca_pem: bytes, certificate_pem: bytes, node: str, pin: str, now: float) -> None:
+def _authorities(ca_pem: bytes) -> tuple[bytes, ...]:
     try:
-        authority, facts = describe_ca(ca_pem), describe(certificate_pem)
+        return split_pem(ca_pem, AUTHORITIES_MAX)
     except CertificateError as problem:
         raise IdentityError("damaged", f"the issuer returned something unusable: {problem}") from problem
-    if authority.pin != pin:
+
+
+def _split_answer(identity: Identity, answer_pem: bytes) -> tuple[bytes, tuple[bytes, ...]]:
+    """A renewal's certificate and the authorities after it; an issuer of an older version sends none."""
+    try:
+        first, *others = split_pem(answer_pem, 1 + AUTHORITIES_MAX)
+    except CertificateError as problem:
+        raise IdentityError("damaged", f"the issuer returned something unusable: {problem}") from problem
+    authorities = tuple(others) or identity.authorities
+    known = {ca_pin(trusted) for trusted in identity.authorities}
+    if not known & {ca_pin(trusted) for trusted in authorities}:
+        raise IdentityError("mismatch", "the issuer trusts none of our authorities: join anew")
+    return first, authorities
+
+
+def _check_returned(
+    authorities: tuple[bytes, ...], certificate_pem: bytes, node: str, pin: str | None, now: float
+) -> bytes:
+    """Check what an issuer returned; which of the authorities signed it. With a `pin`, that one must have it."""
+    try:
+        facts = describe(certificate_pem)
+        signer = next((ca for ca in authorities if issued_by(certificate_pem, ca)), None)
+        pins = {ca_pin(ca): describe_ca(ca) for ca in authorities}
+    except CertificateError as problem:
+        raise IdentityError("damaged", f"the issuer returned something unusable: {problem}") from problem
+    if pin is not None and pin not in pins:
         raise IdentityError("mismatch", "the issuer's authority is not the one pinned: ask for a new token")
-    if not issued_by(certificate_pem, ca_pem) or facts.cluster != authority.cluster:
+    if signer is None or facts.cluster != describe_ca(signer).cluster or (pin is not None and ca_pin(signer) != pin):
         raise IdentityError("mismatch", "the issuer returned a certificate its authority did not sign: ask again")
     if facts.node != node:
         raise IdentityError("mismatch", f"the issuer returned a certificate for {facts.node!r}, not for {node!r}")
     if now > facts.not_after:
         raise IdentityError("expired", f"the issuer returned an expired {facts}: compare the clocks of both hosts")
+    return signer
 
 
 def _refuse_existing(directory: Path, *, anew: bool = False) -> None:
@@ -233,7 +281,7 @@ def _check_folder(folder: Path, directory: Path) -> None:
     try:
         if open_to_others(folder):
             raise IdentityError("permissions", f"{folder} is open to other users: run `chmod 700 {folder}`")
-        for name in (NODE_KEY, CA_KEY):
+        for name in (NODE_KEY, CA_KEY, CA_NEXT_KEY):
             path = folder / name
             if path.exists() and open_to_others(path):
                 raise IdentityError("permissions", f"{path} is open to other users: run `chmod 600 {path}`")
@@ -252,9 +300,13 @@ def _read(folder: Path, directory: Path) -> Identity:
     certificate_pem, key_pem = _read_file(folder / NODE_CERTIFICATE), _read_file(folder / NODE_KEY)
     issuer = (folder / CA_KEY).exists()
     try:
-        authority, facts = describe_ca(ca_pem), describe(certificate_pem)
+        authorities, facts = split_pem(ca_pem, AUTHORITIES_MAX), describe(certificate_pem)
+        clusters = {describe_ca(ca).cluster for ca in authorities}
         whole = key_matches(key_pem, certificate_pem)
-        issuing = not issuer or key_matches(_read_file(folder / CA_KEY), ca_pem)
+        ours = next((ca for ca in authorities if issued_by(certificate_pem, ca)), None)
+        signing = (
+            next((ca for ca in authorities if key_matches(_read_file(folder / CA_KEY), ca)), None) if issuer else ours
+        )
     except CertificateError as problem:
         raise IdentityError(
             "damaged", f"{folder} is damaged, {problem}: restore it, or run `spore join TOKEN {directory}` anew"
@@ -263,14 +315,14 @@ def _read(folder: Path, directory: Path) -> Identity:
         raise IdentityError(
             "mismatch", f"{folder / NODE_KEY} is not the key of {NODE_CERTIFICATE}: restore the right one"
         )
-    if not issuing:
+    if issuer and signing is None:
         raise IdentityError("mismatch", f"{folder / CA_KEY} is not the key of {CA_CERTIFICATE}: restore the right one")
-    if not issued_by(certificate_pem, ca_pem) or facts.cluster != authority.cluster:
+    if ours is None or signing is None or clusters != {facts.cluster}:
         raise IdentityError(
             "mismatch",
             f"{NODE_CERTIFICATE} in {folder} is not of the authority in {CA_CERTIFICATE}: restore the right one",
         )
-    return Identity(folder, facts.cluster, facts.node, ca_pem, certificate_pem, facts, issuer)
+    return Identity(folder, facts.cluster, facts.node, ca_pem, signing, certificate_pem, facts, issuer)
 
 
 def _read_file(path: Path) -> bytes:

@@ -122,16 +122,21 @@ class Issuer:
             raise JoinRefused("issuer", f"the issuer cannot grant joins: {problem}") from problem
 
     def renew(self, facts: CertificateFacts, csr_pem: bytes) -> bytes:
-        """The next certificate of a node whose current one was just checked. Raises RenewalRefused."""
+        """The next certificate of a node whose current one was just checked, and the authorities trusted here.
+
+        Raises RenewalRefused.
+        """
         standing = self._standing(facts.node)
+        identity = self._identity()
         try:
-            return self._identity().issue(
+            renewed = identity.issue(
                 csr_pem,
                 facts.node,
                 ephemeral=facts.ephemeral or standing.ephemeral,
                 now=self._clock(),
                 joined_at=facts.joined_at,
             )
+            return renewed + identity.ca_pem
         except (CertificateError, IdentityError) as problem:
             raise RenewalRefused(str(problem)) from problem
 

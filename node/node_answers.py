@@ -8,6 +8,8 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 from node.door import EXIT_USAGE, DoorError, Facts
+from node.identity import IdentityError
+from node.rotation import state
 from node.tokens import TokenError
 from protocol import effects as f
 from protocol import events as e
@@ -55,6 +57,20 @@ class NodeAnswers:
         since = int(time.time())
         await self._declare(f"{RESERVED_KIND}/revoked/{node}", "since", since)
         return {"node": node, "revoked_at": since}
+
+    async def renew(self) -> Facts:
+        """Take up what `spore rotate` has changed on the disk of an issuer, then get the next certificate."""
+        agent = self.agent
+        try:
+            await asyncio.to_thread(agent.contexts.reload)
+        except IdentityError as problem:
+            raise DoorError(str(problem)) from problem
+        problem_found = await agent.renew()
+        if problem_found:
+            raise DoorError(problem_found)
+        return {"node": agent.node, "not_after": agent.contexts.identity.facts.not_after} | state(
+            agent.contexts.identity
+        )
 
     async def remove(self, node: str) -> Facts:
         """Its certificates are refused first: whoever still runs there must not go on as if nothing had happened."""

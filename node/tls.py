@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from node.admission import PeerRefused, check_peer
-from node.certificates import CertificateFacts, describe_ca
+from node.certificates import AUTHORITIES_MAX, CertificateFacts, ca_pin, describe_ca, issued_by, split_pem
 from node.identity import Identity
 
 JOIN_ALPN = "spore-join"
@@ -112,9 +112,14 @@ class CheckedContext(ssl.SSLContext):
             return super().wrap_bio(incoming, outgoing, server_side, server_hostname, session)
 
     def use(self, identity: Identity) -> None:
-        """Show the identity's certificate in every handshake from now on."""
+        """Show the identity's certificate in every handshake from now on, and ask for one of its authorities.
+
+        OpenSSL forgets no authority that it was once told: one that was retired is refused by the check of ours.
+        """
         with self._changing:
             self.load_cert_chain(identity.certificate_path, identity.key_path)
+            if self.verify_mode == ssl.CERT_REQUIRED:
+                self.load_verify_locations(cadata=identity.ca_pem.decode("ascii"))
 
 
 def _context(protocol: int, alpn: Sequence[str], peer_check: PeerCheck) -> CheckedContext:
@@ -179,18 +184,19 @@ def pinned_join_context(ca_pem: bytes, pin: str, issuer: str, clock: Callable[[]
 
     Raises PeerRefused("foreign", …) when the fetched authority is not the pinned one: the secret must not be sent.
     """
-    authority = describe_ca(ca_pem)
-    if authority.pin != pin:
+    pinned = [authority for authority in split_pem(ca_pem, AUTHORITIES_MAX) if ca_pin(authority) == pin]
+    if not pinned:
         raise PeerRefused(
             "foreign",
-            f"the authority at this address (pin {authority.pin[:16]}…) is not the token's ({pin[:16]}…): "
+            f"the authority at this address (pin {ca_pin(ca_pem)[:16]}…) is not the token's ({pin[:16]}…): "
             "somebody else answers there, or the token is of another cluster",
         )
+    authority = describe_ca(pinned[0])
 
     def check(certificate: bytes | None) -> CertificateFacts:
         return check_peer(certificate, expected_node=issuer, cluster=authority.cluster, now=clock(), revocations={})
 
-    return _verifying(ssl.PROTOCOL_TLS_CLIENT, ca_pem, [JOIN_ALPN], check)
+    return _verifying(ssl.PROTOCOL_TLS_CLIENT, pinned[0], [JOIN_ALPN], check)
 
 
 class IdentityContexts:
@@ -206,14 +212,19 @@ class IdentityContexts:
         self._contexts: dict[tuple[str, tuple[str, ...]], CheckedContext] = {}  # one per use in the code: a handful
 
     def check(self, certificate: bytes | None, expected_node: str | None = None) -> CertificateFacts:
-        """`admission.check_peer` with this node's cluster, clock and revocations. Raises PeerRefused."""
-        return check_peer(
+        """`admission.check_peer` with this node's cluster, clock and revocations, and the authorities of now."""
+        facts = check_peer(
             certificate,
             expected_node=expected_node,
             cluster=self.identity.cluster,
             now=self._clock(),
             revocations=self._revocations,
         )
+        if certificate and not any(issued_by(certificate, authority) for authority in self.identity.authorities):
+            raise PeerRefused(
+                "foreign", f"refused {facts}: the authority that signed it was retired; it must join anew"
+            )
+        return facts
 
     def server(self, alpn: Sequence[str]) -> CheckedContext:
         return self._kept("server", alpn, lambda: server_context(self.identity, alpn, self.check))

@@ -261,6 +261,10 @@ class FakeDoor:
         self._enter("revoke", node)
         return {"node": node, "revoked_at": 1_700_000_000}
 
+    async def renew(self) -> Facts:
+        self._enter("renew")
+        return {"node": NODE, "not_after": 1_700_000_000, "signing": "ab", "certificate": "ab", "authorities": []}
+
     async def remove(self, node: str) -> Facts:
         self._enter("remove", node)
         return {"node": node, "removed": True, "revoked_at": 1_700_000_000}

@@ -271,6 +271,7 @@ def test_every_command_is_answered(tmp_path: Path) -> None:
         "flush": {"deadline_seconds": 3},
         "token": {"ttl_seconds": 60, "uses": 2, "ephemeral": True},
         "revoke": {"node": "node-b"},
+        "renew": {},
         "remove": {"node": "node-b"},
         "drain": {},
         "progress": {"name": "model/a"},

@@ -18,6 +18,7 @@ from node.cli.looking import events, ls, peers, risk, status, where
 from node.cli.planning import age, pin, plan, recommend, unpin
 from node.cli.putting import put
 from node.cli.rehearsing import demo, simulate
+from node.cli.rotating import renew, rotate
 from node.cli.waiting import flush, rm, verify, wait
 
 COMMANDS = (
@@ -25,7 +26,7 @@ COMMANDS = (
     put, get, ls, where, rm,
     status, peers, risk, events, wait, flush, verify,
     plan, pin, unpin, age, recommend,
-    drain, remove, sync, limit, lend,
+    drain, remove, sync, limit, lend, renew, rotate,
     simulate, demo,
 )  # fmt: skip
 
