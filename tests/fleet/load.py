@@ -41,10 +41,10 @@ class Load:
 
     def start(self) -> None:
         host = self.fleet.host(self.name)
-        (host.root / "root/load.py").write_text(CLIENT)
+        (host.root / "srv/load.py").write_text(CLIENT)
         command = ["ssh", "-i", str(self.fleet.login), *ssh_options(self.fleet.work), f"root@{host.address}"]
         self.process = subprocess.Popen(
-            [*command, "rm -f /run/load-stop; python3 /root/load.py"],
+            [*command, "rm -f /run/load-stop; python3 /srv/load.py"],
             stdout=self.log.open("wb"),
             stderr=subprocess.STDOUT,
         )
