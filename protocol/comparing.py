@@ -12,7 +12,8 @@ Nothing is remembered between the steps: either side may change, crash or be ask
 repeated is filtered as any row is. A node with next to nothing is sent every row.
 
 A row that one side has and the other will not take (a version dropped by a rule that the other does not follow yet)
-would differ for ever. What was exchanged several times without effect is left alone for a while, and reported.
+would differ for ever. What was exchanged without effect waits longer each time before it is exchanged again, and is
+reported when it has waited for minutes: a peer that is merely slow has long taken it by then.
 """
 
 from __future__ import annotations
@@ -32,8 +33,9 @@ QUIET_MS = 1_000  # sketches are compared when neither side changed for so long:
 GOSSIP_INTERVALS_MAX = 3  # under a load that never rests, what differs for so long is exchanged all the same
 STREAM_MS_MIN = 10_000  # between two exchanges of everything with one peer
 NEARLY_NONE = 20  # a node with so many times fewer rows than its peer is sent all: to compare them would cost more
-TRIES_MAX = 3  # exchanges of one fingerprint with one peer without effect; then it is left alone
-POISON_MS = 600_000  # for so long: what hinders it (another hosts file, say) may have passed by then
+RETRY_MS_MIN, RETRY_MS_MAX = 2_000, 600_000  # from one exchange of a fingerprint with a peer to the next, in vain
+RETRY_FACTOR = 4  # 2 s, 8, 32, 128, 512: five exchanges in eleven minutes
+POISON_TRIES = 4  # exchanges in vain after which it is reported
 TRIED_MAX = 100_000  # fingerprints remembered for that; above, all are forgotten and tried again
 
 
@@ -48,7 +50,7 @@ class Comparing:
         self._due_ms = 0
         self._streamed_ms: dict[NodeId, int] = {}
         self._agreed_ms: dict[NodeId, int] = {}
-        self._tried: dict[tuple[NodeId, int], int] = {}
+        self._tried: dict[tuple[NodeId, int], tuple[int, int]] = {}  # how often, and when next
         self._forget_due_ms = 0
 
     def changed(self) -> None:
@@ -66,8 +68,8 @@ class Comparing:
         """Our sketch to a random peer each interval, and soon after news has settled."""
         now = self.ctx.now_ms
         if now >= self._forget_due_ms:
-            self._forget_due_ms = now + POISON_MS
-            self._tried.clear()
+            self._forget_due_ms = now + RETRY_MS_MAX
+            self._tried = {key: tried for key, tried in self._tried.items() if now < tried[1] + RETRY_MS_MAX}
         due = now >= self._due_ms or (self._changed_ms and now - self._changed_ms >= QUIET_MS)
         if due and self.members.sessions:
             self._due_ms = now + int(self.ctx.routing.gossip_interval_seconds * 1000)
@@ -131,16 +133,21 @@ class Comparing:
         self.ctx.send(peer, m.CellsMessage(self.ctx.catalogue.sketch().cells(0, min(count, CELLS_MAX))))
 
     def _fresh(self, peer: NodeId, fingerprints: Iterable[int]) -> tuple[int, ...]:
-        """Those that were not exchanged with this peer in vain several times."""
+        """Those that were not exchanged with this peer just now: what it was sent may lie in its queue."""
         if len(self._tried) > TRIED_MAX:
             self._tried.clear()
-        fresh = []
+        now, fresh, poison = self.ctx.now_ms, [], 0
         for fingerprint in fingerprints:
-            tries = self._tried[peer, fingerprint] = self._tried.get((peer, fingerprint), 0) + 1
-            if tries <= TRIES_MAX:
+            tries, due_ms = self._tried.get((peer, fingerprint), (0, now))
+            if now >= due_ms:
                 fresh.append(fingerprint)
-            elif tries == TRIES_MAX + 1:
-                self.ctx.report("warning", "row_not_taken", f"row {fingerprint:016x} still differs at {peer}")
+                wait_ms = min(RETRY_MS_MAX, RETRY_MS_MIN * RETRY_FACTOR**tries)
+                self._tried[peer, fingerprint] = (tries + 1, now + wait_ms)
+                poison += tries == POISON_TRIES
+        if poison:
+            self.ctx.report(
+                "warning", "row_not_taken", f"{poison} rows still differ at {peer}: does it go by our file?"
+            )
         return tuple(fresh)
 
     def _stream(self, effect: StreamRows | StreamPrints) -> None:

@@ -32,6 +32,7 @@ UNUSED_MS = 120_000  # a session that no ring needs and nobody used is ended: it
 MEMBERS_MAX = 10_000  # the largest fleet simulated; further names are ignored and reported
 WAKE = "swim"  # the token of the timer that Swim asks for
 FOR_EVER_MS = 1 << 60
+NO_STORE: StoreId = b"none"  # no UUID is that short
 
 
 @dataclass(slots=True)
@@ -68,6 +69,7 @@ class Membership:
         self._rows: dict[NodeId, Member] = {}
         self._unlisted: dict[NodeId, str] = {}  # members that the hosts file does not name, with their domains
         self._seats: dict[tuple[StoreId, str], list[Seat]] = {}  # by the store that does not count, and the kind
+        self._everywhere: dict[str, list[Seat]] = {}  # by the kind: the same with every store
         self._choosy: frozenset[str] = frozenset()  # kinds that some host does not receive
         self._stores: frozenset[StoreId] | None = None  # of nodes that are there
         self._agreed: bool | None = None  # whether all that are there go by one hosts file
@@ -154,11 +156,14 @@ class Membership:
         Every node that sees the same members gets the same answer, whichever asks. The hosts file excludes at once,
         a member's own row once it has heard of it.
         """
-        key = (but, kind if kind in self._choosy else "")
-        if key not in self._seats:
-            receives = self.ctx.fleet.receives
-            self._seats[key] = eligible([*self.alive.values(), self.own], but, lambda node: receives(node, key[1]))
-        return self._seats[key]
+        choosy = kind if kind in self._choosy else ""
+        if (but, choosy) not in self._seats:
+            if choosy not in self._everywhere:
+                receives = self.ctx.fleet.receives
+                rows = [*self.alive.values(), self.own]
+                self._everywhere[choosy] = eligible(rows, NO_STORE, lambda node: receives(node, choosy))
+            self._seats[but, choosy] = [seat for seat in self._everywhere[choosy] if seat.store != but]
+        return self._seats[but, choosy]
 
     def row(self, node: NodeId) -> Member | None:
         """What a node, alive or not, last said of itself."""
@@ -421,6 +426,7 @@ class Membership:
     def _seats_changed(self) -> None:
         """Who is alive, or what it says of its store, has changed."""
         self._seats.clear()
+        self._everywhere.clear()
         self._stores = self._agreed = None
 
 

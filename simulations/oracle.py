@@ -8,7 +8,7 @@ Convergence alone would pass vacuously: the oracle also counts what was accepted
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from protocol import messages as m
@@ -82,6 +82,9 @@ class Oracle:
         self.unknown_files: dict[tuple[NodeId, str], None] = {}  # private ones that an old image's manifest lacks
         self.delays_ms: Counter[int] = Counter()  # from a record's first commit to its commit at each other node
         self._first_ms: dict[RecordKey, int] = {}
+        self.were_set_back: dict[NodeId, None] = {}  # machines that run from an old image
+        self.on_commit: Callable[[NodeId, Batch], None] = lambda node, batch: None
+        self.on_sending: Callable[[NodeId, NodeId, Message], None] = lambda node, peer, message: None
         self._request = 0
         self._promised: dict[Digest, list[tuple[str, Digest]]] = {}  # the keys of `promises`, by digest
         self._distinct: list[StoreDisk] = []
@@ -141,6 +144,7 @@ class Oracle:
 
     def committed(self, node: NodeId, batch: Batch) -> None:
         """A group of this node reached its manifest."""
+        self.on_commit(node, batch)
         for record in batch.rows.records:
             self._know(record)
             if record.key not in self._committed[node]:
@@ -170,6 +174,7 @@ class Oracle:
     # --- what is said ---
 
     def sending(self, node: NodeId, peer: NodeId, message: Message) -> None:
+        self.on_sending(node, peer, message)
         if isinstance(message, m.RowsMessage):
             self._told_rows(node, peer, message.rows)
         elif isinstance(message, m.Receipt):
@@ -378,6 +383,7 @@ class Oracle:
     def set_back(self, node: NodeId) -> None:
         """A machine was restored from an old image: it answers for what that image has, and for nothing later."""
         store, disk = self.stores[node], self.disks[node]
+        self.were_set_back[node] = None
         self._committed[node] = dict.fromkeys(disk.catalogue.tables.records)
         known = disk.catalogue.tables.places
         private = [path for path in store.files if path.startswith(OWN_FOLDER + "/") and path not in known]

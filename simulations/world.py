@@ -15,6 +15,7 @@ from simulations.clients import Clients
 from simulations.disks import LocalDisk, StoreDisk
 from simulations.driver import SimNode
 from simulations.faults import Faults
+from simulations.inspection import Inspection
 from simulations.links import Links
 from simulations.memory import MemoryCatalogue
 from simulations.network import Network
@@ -55,6 +56,7 @@ class World:
         self.faults = Faults(self.around, self.nodes, options, seed)
         self.script = Script(self.around, self.nodes, options.script)
         self.verdict = Verdict(self.around, self.nodes)
+        self.inspection = Inspection(self.around, self.nodes)
         self.settled_ms = 0
 
     def _build(self) -> None:
@@ -86,6 +88,7 @@ class World:
         else:
             for index, name in enumerate(sorted(self.nodes)):
                 self.schedule.after(index * 7, self.nodes[name].start)
+        self.inspection.start()
         self.clients.schedule()
         self.faults.schedule()
         self.script.schedule()
@@ -93,19 +96,24 @@ class World:
         self.faults.heal()
         self.settle()
         self.verdict.judge()
+        self.inspection.judge()
 
     def settle(self) -> None:
         """Wait until nothing is open any more, and stays so."""
         end = self.schedule.now_ms + self.options.heal_ms_max
-        steady_since = -1
+        steady_since, sent_bytes = -1, 0
         while self.schedule.now_ms < end:
             self.schedule.run_until(self.schedule.now_ms + LOOK_MS)
-            if self.verdict.open_matters():
+            if self._open_matters():
                 steady_since = -1
             elif steady_since < 0:
-                steady_since = self.schedule.now_ms
+                steady_since, sent_bytes = self.schedule.now_ms, self.around.network.bytes
             elif self.schedule.now_ms - steady_since >= STEADY_MS:
                 self.settled_ms = steady_since
+                self.inspection.traffic(self.around.network.bytes - sent_bytes, self.schedule.now_ms - steady_since)
                 return
-        for matter in self.verdict.open_matters()[:10]:
+        for matter in self._open_matters()[:10]:
             self.oracle.violation(f"after {self.options.heal_ms_max // 1000} healthy seconds {matter}")
+
+    def _open_matters(self) -> list[str]:
+        return self.verdict.open_matters() or self.inspection.membership(self.verdict.living())

@@ -8,7 +8,7 @@ from protocol import effects as f
 from protocol import events as e
 from protocol import messages as m
 from protocol.cells import PREFIX_CELLS
-from protocol.comparing import POISON_MS, QUIET_MS, STREAM_MS_MIN, TRIES_MAX
+from protocol.comparing import QUIET_MS, RETRY_MS_MAX, STREAM_MS_MIN
 from protocol.spreading import pages
 from protocol.values import Record, Rows
 from tests.replicas import Bench, holding, only, record, sent
@@ -195,18 +195,19 @@ def test_a_withdrawn_holding_that_a_peer_still_counts_is_withdrawn_there_too() -
 # --- what will not be taken ---
 
 
-def test_a_row_that_a_peer_never_takes_is_left_alone_after_some_tries_and_tried_again_later() -> None:
+def test_a_row_that_a_peer_never_takes_is_tried_more_and_more_seldom_and_reported_once() -> None:
     """A version that the rule has dropped there, while here, by another hosts file, it is kept."""
-    alpha, beta = ready(*records(1, 1)), ready(node="beta")
+    alpha, beta = ready(*records(1, 1), *records(2, 2)), ready(node="beta")
     tries, reports = [], []
-    for _ in range(TRIES_MAX + 3):
-        out = alpha.hears("beta", cells(beta))
-        tries += only(out, f.StreamRows)
-        reports += only(out, f.Report)
-    assert len(tries) == TRIES_MAX
-    assert [report.event for report in reports] == ["row_not_taken"]
-    alpha.tick(POISON_MS)
-    assert only(alpha.hears("beta", cells(beta)), f.StreamRows) == tries[:1]
+    for second in range(1_300):
+        out = alpha.hears("beta", cells(beta)) + alpha.tick()
+        tries += [second] * len(only(out, f.StreamRows))
+        reports += [report for report in only(out, f.Report) if report.event == "row_not_taken"]
+    assert tries == [0, 2, 10, 42, 170, 682, 1282]
+    assert [report.message for report in reports] == [
+        "3 rows still differ at beta: does it go by our file?"
+    ]  # one is its own
+    assert RETRY_MS_MAX == 600_000
 
 
 def test_fingerprints_that_nobody_has_are_answered_with_nothing() -> None:

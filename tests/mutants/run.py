@@ -20,6 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
+from agreement import AGREEMENT_BREAKAGES
 from asked import ASKED_BREAKAGES
 from breakages import BREAKAGES, Breakage
 
@@ -111,7 +112,7 @@ def unbroken(line: str) -> str:
 def main(words: list[str]) -> int:
     chosen = [
         b
-        for b in (*BREAKAGES, *ASKED_BREAKAGES)
+        for b in (*BREAKAGES, *ASKED_BREAKAGES, *AGREEMENT_BREAKAGES)
         if all(word.lower() in f"{b.heading} {b.name}".lower() for word in words)
     ]
     lines = list(dict.fromkeys(breakage.command for breakage in chosen))
