@@ -22,14 +22,15 @@ SECONDS_MAX = 30.0
 
 @dataclass
 class Machines:
-    """Namespaces `<word>-<node>` with addresses 10.95.<net>.1 and on, joined by a bridge in `<word>-net`."""
+    """Namespaces `<word>-<node>` with addresses <range>.<net>.1 and on, joined by a bridge in `<word>-net`."""
 
     nodes: Sequence[str]
+    range: str = "10.95"
     word: str = field(default_factory=lambda: f"sp{secrets.token_hex(3)}")
     net: int = field(default_factory=lambda: (os.getpid() + secrets.randbelow(250)) % 250 + 1)
 
     def address(self, node: str) -> str:
-        return f"10.95.{self.net}.{self.nodes.index(node) + 1}"
+        return f"{self.range}.{self.net}.{self.nodes.index(node) + 1}"
 
     def inside(self, node: str) -> tuple[str, ...]:
         """What stands before a command that runs on this machine."""
