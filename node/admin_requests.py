@@ -69,6 +69,8 @@ COMMANDS: Mapping[str, Mapping[str, Argument]] = {
     "age": {"glob": Argument(str, None)},
     "recommend": {},
     "expire": {"glob": _TEXT, "older_seconds": Argument(float, ..., SECONDS_MAX)},
+    "broadcast": {"name": _TEXT},
+    "delivery": {"name": _TEXT},
     "pin": {"name": _TEXT, "node": Argument(str, ""), "pinned": Argument(bool, True)},
     "sync": {
         "glob": Argument(str, None),

@@ -113,6 +113,14 @@ class Door(Protocol):
         """How far the pushes of an artifact are: bytes done and total, rate, and why it stalls."""
         ...
 
+    async def broadcast(self, name: str) -> Facts:
+        """Let every eligible node hold the newest version of a name; then as `delivery`."""
+        ...
+
+    async def delivery(self, name: str) -> Facts:
+        """Where the newest version of a name has arrived, how far it is elsewhere, and who is left out, and why."""
+        ...
+
     async def plan(self, name: str) -> Facts:
         """Who should hold the newest version of a name, in order, and of every other node why not."""
         ...

@@ -12,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from node.agent import Agent
+from node.broadcast_answers import BroadcastAnswers
 from node.door import EXIT_USAGE, DoorError, Facts, PutRequest, WaitRequest
 from node.node_answers import NodeAnswers
 from node.policy_answers import PolicyAnswers
@@ -38,7 +39,7 @@ LIST_PAGE = 1_000
 VERIFY_PAGE = 200
 
 
-class Service(PolicyAnswers, SyncAnswers, TransportAnswers, NodeAnswers, SpotAnswers):
+class Service(PolicyAnswers, SyncAnswers, TransportAnswers, NodeAnswers, SpotAnswers, BroadcastAnswers):
     """Implements `node.door.Door` for one running agent."""
 
     def __init__(self, agent: Agent, notices: Callable[[], Facts] = dict) -> None:
@@ -321,13 +322,15 @@ class Service(PolicyAnswers, SyncAnswers, TransportAnswers, NodeAnswers, SpotAns
         around = debts.pool_of(record)
         receipts = debts.receipts(record)
         moving = [p for p in self.agent.transfers.snapshot() if debt is not None and p.peer in debt.asked]
+        fetchers = self.agent.replica.swarming.audiences.get(record.digest, {}) if debt is not None else {}
+        pulled = sum(self.agent.replica.swarming.bytes_of(record.digest, node, record.size) for node in fetchers)
         return {
             "name": name,
             "copies": len(receipts),
             "needed": around.copies,
             "why": debt.why(around) if debt else "",
-            "bytes_done": sum(p.bytes_done for p in moving),
-            "bytes_total": sum(p.bytes_total for p in moving),
+            "bytes_done": sum(p.bytes_done for p in moving) + pulled,
+            "bytes_total": sum(p.bytes_total for p in moving) + record.size * len(fetchers),
             "transfers": [_transfer(p) for p in moving],
         }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from protocol.broadcasts import Broadcasts
 from protocol.context import Context
 from protocol.debts import Debts
 from protocol.fleet import RESERVED_KIND, Kind
@@ -20,6 +21,7 @@ class Policy:
         self.members = members
         self.debts = debts
         self.pins = pins
+        self.broadcasts = Broadcasts(ctx)
 
     def receives(self, kind: str) -> bool:
         """Whether this node may become a holder of a kind: said by the hosts file, or by how it joined."""
@@ -43,11 +45,14 @@ class Policy:
 
     def wants(self, record: Record) -> bool:
         """Whether policy, as far as it can be told without a look-up, places this record here for good: by the role of
-        this node, or by a pin. The K copies that make it durable stay where they are once there are K."""
+        this node, a pin or a broadcast. The K copies that make it durable stay where they are once there are K."""
         kind = self.ctx.kind(record.name)
         if kind is None or not self.receives(record.kind):
             return False
-        return wanted_by_role(kind, self.ctx.host.role) or self.pins.pinned_here(record.name)
+        role = self.ctx.host.role
+        if wanted_by_role(kind, role) or self.pins.pinned_here(record.name):
+            return True
+        return self.broadcasts.reaches(record, kind, role)
 
     def places_here(self, record: Record) -> bool:
         """Whether policy places this record's bytes in our store."""

@@ -312,10 +312,11 @@ class Replica:
             self.sending.replan_all()
 
     def _note_pin(self, record: Record) -> None:
-        """A name was pinned here: its bytes are fetched, whatever the strategy says."""
-        pinned = self.ctx.current(name) if (name := self.pins.heard(record)) else None
-        if pinned is not None:
-            self.receiving.consider(pinned)
+        """A name was pinned here, or broadcast: its bytes are fetched, whatever the strategy says."""
+        name = self.pins.heard(record) or self.receiving.policy.broadcasts.heard(record)
+        wanted = self.ctx.current(name) if name else None
+        if wanted is not None:
+            self.receiving.consider(wanted)
 
     def _owe(self, record: Record, kept: bool = False) -> None:
         debt = self.debts.add(record, record.origin == self.ctx.node, kept)

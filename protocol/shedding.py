@@ -143,8 +143,10 @@ class Shedding:
         return ours == [self.ctx.node] and all(map(_made_for_others, self.ctx.places(digest)))
 
     def _ours(self, record: Record) -> bool:
-        pinned = self.receiving.policy.pins.pinned_here(record.name)
-        return record.origin == self.ctx.node or pinned or self.ctx.is_naming(record)
+        kind, policy = self.ctx.kind(record.name), self.receiving.policy
+        kept = policy.pins.pinned_here(record.name)
+        kept = kept or (kind is not None and policy.broadcasts.reaches(record, kind, self.ctx.host.role))
+        return record.origin == self.ctx.node or kept or self.ctx.is_naming(record)
 
     # --- asking ---
 

@@ -94,6 +94,7 @@ class Sweeping:
             return
         self._running = 0
         self.pins.seen_all()
+        self.receiving.policy.broadcasts.seen_all()
         took_ms = self.ctx.now_ms - self._began_ms
         interval_ms = int(self.ctx.routing.auto_sync_interval_seconds * 1000)
         self._due_ms = self.ctx.now_ms + max(interval_ms, SHARE * took_ms)
@@ -104,6 +105,7 @@ class Sweeping:
         self._before = record.name
         if record.kind == RESERVED_KIND:
             self.pins.heard(record)
+            self.receiving.policy.broadcasts.heard(record)
         elif record.state is State.LIVE:
             if not self._in_order(record, holdings):
                 self._examine(record, holdings)

@@ -29,6 +29,7 @@ class FakeDoor:
         self.get_breaks_after: int | None = None  # bytes of a `get` after which the file changes
         self.wrong_bytes = False
         self.safe = True  # whether a drain succeeds
+        self.delivered = 0  # how often a broadcast was looked at: at the second time all have it
         self.fault: Exception | None = None  # raised by whatever is asked next
         self.verify_rows: list[Facts] = [
             {"done": 1, "total": 2, "bytes": 10, "bytes_total": 20},
@@ -295,6 +296,30 @@ class FakeDoor:
         return {
             "name": name, "kind": "model", "strategy": "hybrid", "copies": 1, "domains": 1, "enough": True,
             "holders": [holder], "others": [{"node": "node-b", "why": "it is down"}],
+        }  # fmt: skip
+
+    async def broadcast(self, name: str) -> Facts:
+        self._enter("broadcast", name)
+        return self._delivery(name)
+
+    async def delivery(self, name: str) -> Facts:
+        self._enter("delivery", name)
+        self.delivered += 1
+        return self._delivery(name)
+
+    def _delivery(self, name: str) -> Facts:
+        self._named(name)
+        done = self.delivered >= 2
+        rest = {"state": "delivered", "seconds": 2.0} if done else {"state": "fetching", "seconds": None}
+        return {
+            "name": name, "digest": "00" * 32, "size": 100, "receivers": 2, "delivered": 1 + done, "done": done,
+            "seconds": 2.0, "bound_seconds": 1.0, "limited_by": "the uplink of node-a, 50 MB/s",
+            "last": "" if done else "node-c",
+            "nodes": [
+                {"node": "node-b", "state": "delivered", "bytes_done": 100, "seconds": 1.5, "why": ""},
+                {"node": "node-c", "bytes_done": 100 if done else 50, "why": "", **rest},
+                {"node": "node-d", "state": "skipped", "bytes_done": 0, "seconds": None, "why": "it is down"},
+            ],
         }  # fmt: skip
 
     async def pin(self, name: str, node: str, pinned: bool) -> Facts:

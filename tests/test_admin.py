@@ -276,6 +276,8 @@ def test_every_command_is_answered(tmp_path: Path) -> None:
         "drain": {},
         "progress": {"name": "model/a"},
         "plan": {"name": "model/a"},
+        "broadcast": {"name": "model/a"},
+        "delivery": {"name": "model/a"},
         "pin": {"name": "model/a", "node": "node-b"},
         "age": {},
         "recommend": {},

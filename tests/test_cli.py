@@ -464,6 +464,10 @@ FIELDS = {
     "events": ["at", "level", "event", "message"],
     "plan": ["name", "kind", "strategy", "copies", "domains", "enough", "holders", "others"],
     "pin": ["name", "node", "pinned"],
+    "broadcast": [
+        *("name", "digest", "size", "receivers", "delivered", "done", "seconds", "bound_seconds", "limited_by"),
+        *("last", "nodes"),
+    ],
     "age": ["prefix", "kind", "name", "version_at", "age_seconds", "copies", "needed", "stale"],
     "recommend": ["action", "name", "from", "to", "why", "by_itself"],
 }
@@ -480,6 +484,7 @@ FIELDS = {
         ["events"],
         ["plan", "model/a"],
         ["pin", "model/a"],
+        ["broadcast", "model/a"],
     ],
     ids=lambda w: w[0],
 )
@@ -621,6 +626,22 @@ def test_rm_and_revoke(agent: Agent) -> None:
 def test_remove_says_what_is_left_to_do(agent: Agent) -> None:
     assert printed("remove", "node-b") == {"node": "node-b", "removed": True, "revoked_at": 1_700_000_000}
     assert spore("remove", "node-b").stdout == "node-b is gone for good; take it out of the hosts file too\n"
+
+
+def test_a_broadcast_is_watched_until_every_node_has_it(agent: Agent) -> None:
+    put(agent, "a", b"content")
+    shown = spore("broadcast", "model/a").stdout
+    assert "2 of 2 nodes have it, after 2.0 s: 2.00 x the least possible, 1.0 s, which the uplink of node-a" in shown
+    assert "it is down" in shown
+    assert [call[0] for call in agent.door.calls[-3:]] == ["broadcast", "delivery", "delivery"]
+
+
+def test_a_broadcast_that_is_not_there_in_time_is_exit_1_and_goes_on(agent: Agent) -> None:
+    put(agent, "a", b"content")
+    result = spore("broadcast", "model/a", "--timeout", "0.01s")
+    assert result.exit_code == 1
+    assert "1 of 2 nodes have model/a; it goes on by itself" in result.stderr
+    assert spore("broadcast", "model/a", "--detach").exit_code == 0
 
 
 def test_drain_is_exit_1_while_something_depends_on_the_node(agent: Agent) -> None:
