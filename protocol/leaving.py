@@ -129,18 +129,18 @@ class Leaving:
         under_way = [
             (peer, t, o) for peer in sorted(self.sending.lanes) for t, o in self.sending.lanes[peer].offers.items()
         ]
-        rate, sharing = self.sending.uplink_rate(), max(1, sum(offer.uploading for _, _, offer in under_way))
+        rate, sharing = self.sending.uplink_rate(), max(1, sum(offer.taken for _, _, offer in under_way))
         for peer, transfer, offer in under_way:
             gone = 0 if rate is None else (self.ctx.now_ms - offer.since_ms) * rate // (1000 * sharing)
             soon = (
                 rate is None
                 or (sum(record.size for record in offer.records) - gone) * sharing * 1000 < rate * WINDOW_MS
             )
-            if offer.uploading and soon:
+            if offer.taken and soon:
                 self._keep(peer, transfer, offer, gone)
                 continue
             self.sending.abandon(peer, transfer, "")  # the peer may have it again at once
-            if offer.uploading and len(offer.records) == 1:
+            if offer.taken and len(offer.records) == 1:
                 self._remember(offer.records[0].key, peer, gone)
 
     def _remember(self, key: RecordKey, peer: NodeId, there_bytes: int) -> None:
@@ -191,7 +191,7 @@ class Leaving:
             elif back:
                 flight.keys = tuple(kept)
                 flight.size_bytes = sum(record.size for record in offer.records)
-            if offer is not None and offer.uploading and not flight.taken_ms:
+            if offer is not None and offer.taken and not flight.taken_ms:
                 flight.taken_ms = self.ctx.now_ms
                 flight.expected_ms = self._duration_ms(self._in_flight_bytes())
             self._look_again(back)
@@ -265,7 +265,8 @@ class Leaving:
                 self._enqueue(debt)
 
     def _offer(self, seat: Seat, records: list[Record], *, hoped: bool = False) -> None:
-        transfer = self.sending.offer_now(seat.node, records)
+        first = any(not debt.receipts for record in records for debt in self.debts.of(record.digest))
+        transfer = self.sending.offer_now(seat.node, records, "critical" if first else "normal")
         size = sum(record.size for record in records)
         keys = tuple(record.key for record in records)
         self.flights[transfer] = Flight(seat.node, keys, size, self.ctx.now_ms, hoped=hoped)

@@ -15,11 +15,12 @@ from itertools import islice
 from protocol.context import Context
 from protocol.debts import Debt, Debts
 from protocol.effects import Abandon, Upload
-from protocol.fleet import PRIORITIES
+from protocol.fleet import PRIORITIES, Priority
 from protocol.membership import Membership
 from protocol.messages import BUSY, FETCHING, HAVE, Ask, Offer, Pieces, Receipt, Take, Unreachable
 from protocol.pieces import Layout
 from protocol.placement import counted, targets
+from protocol.survival import is_urgent
 from protocol.uplink import Uplink
 from protocol.values import NodeId, Parcel, Record, RecordKey
 
@@ -52,6 +53,11 @@ class Outgoing:
     asked: bool = False  # it answers an Ask: no debt depends on it
     uploading: bool = False
     fetching: bool = False  # the receiver gets it piece by piece, and says how far it is
+    priority: Priority = "normal"  # of its upload
+
+    @property
+    def taken(self) -> bool:
+        return self.uploading or self.fetching
 
 
 @dataclass(slots=True)
@@ -135,12 +141,13 @@ class Sending:
         self.held = False
         self.replan_all()
 
-    def offer_now(self, peer: NodeId, records: list[Record]) -> int:
-        """Offer these, whole, past every queue; the number of the transfer."""
+    def offer_now(self, peer: NodeId, records: list[Record], priority: Priority) -> int:
+        """Offer these past every queue; the number of the transfer."""
         for record in records:
             self.debts.open[record.key].asked.add(peer)
         lane = self.lanes.setdefault(peer, Lane())
         self._offer(peer, lane, records, large=records[0].size > SMALL_BYTES)
+        lane.offers[self._transfer].priority = priority
         return self._transfer
 
     def offer_to(self, peer: NodeId, records: list[Record]) -> list[Record]:
@@ -196,6 +203,13 @@ class Sending:
         excluded = member is not None and member.excluded
         return excluded or not all(self.ctx.fleet.receives(peer, record.kind) for record in records)
 
+    def _urgent(self) -> bool:
+        """An ephemeral host whose debt nears what its notice could carry pushes before everything else it sends."""
+        notice, rate = self.ctx.notice_seconds, self.uplink_rate()
+        if not self.members.own.ephemeral or not is_urgent(self.debts.bytes, notice, rate):
+            return False  # the sum is at hand; what of it is ours alone is looked for only where that may matter
+        return is_urgent(self.debts.own_bytes(), notice, rate)
+
     def uplink_rate(self) -> int | None:
         """Bytes per second that leave this node, as limited and as measured."""
         return self.uplink.rate(self.ctx.egress_bytes_per_second, self.ctx.now_ms)
@@ -246,7 +260,9 @@ class Sending:
         self._transfer += 1
         deadline = self.ctx.now_ms + TAKE_MS_MAX
         now = self.ctx.now_ms
-        lane.offers[self._transfer] = Outgoing(self._transfer, node, records, deadline, large, now, bool(answers))
+        outgoing = Outgoing(self._transfer, node, records, deadline, large, now, bool(answers))
+        outgoing.priority = "high" if self._urgent() else "normal"
+        lane.offers[self._transfer] = outgoing
         parcels = tuple(Parcel(record) for record in records)
         pull = large and not answers and not self.held and bool(self.members.own.address)  # else it is sent the bytes
         self.ctx.send(node, Offer(self._transfer, parcels, answers, pull))
@@ -274,6 +290,7 @@ class Sending:
             return
         if take.refused == (FETCHING,):
             offer.fetching, offer.deadline_ms = True, self.ctx.now_ms + PULL_MS_MAX
+            offer.since_ms = self.ctx.now_ms
             return
         parcels = []
         kept = []
@@ -290,7 +307,7 @@ class Sending:
         size = sum(record.size for record in kept)
         self.uplink.started(take.transfer, size, self.ctx.now_ms)
         offer.deadline_ms = self.ctx.now_ms + RECEIPT_MS_MAX + size * 1000 // UPLOAD_BYTES_PER_SECOND_MIN
-        self.ctx.emit(Upload(take.transfer, peer, tuple(parcels)))
+        self.ctx.emit(Upload(take.transfer, peer, tuple(parcels), offer.priority))
 
     def progressed(self, peer: NodeId, pieces: Pieces) -> None:
         """It is still fetching what it was offered."""
