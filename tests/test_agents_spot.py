@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from node.local_fleet import LocalFleet
-from tests.agents import GENEROUS_SECONDS, durable, logged, plain, running, started, stopped, written
+from tests.agents import GENEROUS_SECONDS, durable, lines, logged, plain, running, started, stopped, written
 from tests.last_flushes import GOING, HOSTS, UPLINK_MBPS, Farewell, contents, end, put_all
 from tests.metadata_servers import AwsService, serving
 
@@ -83,8 +83,9 @@ def test_a_second_signal_means_now_and_nothing_accepted_is_lost(fleet: LocalFlee
     put_all(fleet, GOING, artifacts)
     process = fleet.nodes[GOING].process
     assert process is not None
+    before = sum("leaving:" in line for line in lines(fleet, GOING))
     process.send_signal(signal.SIGTERM)
-    logged(fleet, GOING, "leaving")
+    fleet.until(lambda: sum("leaving:" in line for line in lines(fleet, GOING)) > before, "it leaves", GENEROUS_SECONDS)
     began = time.monotonic()
     process.send_signal(signal.SIGTERM)
     assert process.wait(BUDGET_SECONDS) == 1
