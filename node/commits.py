@@ -9,6 +9,7 @@ without the entry that protects it.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor
 from contextlib import suppress
@@ -24,6 +25,9 @@ from storage.wal import Wal
 
 PROMISED = 8  # entries that were told there is room and are not queued yet: two intake workers, four puts, a snapshot
 RECORD_BYTES = 512  # of an entry beside its content: a name of 100 characters makes 300; PROMISED covers longer ones
+ASKED_AGAIN_SECONDS = (
+    2.0  # whoever waits for room asks five times a second; who has not asked for so long waits no more
+)
 GROUP_MAX = 2_000  # effects in one group: a few ms of SQLite, so that the first one does not wait for all the rest
 
 
@@ -42,6 +46,7 @@ class GroupCommitter:
         self._released: list[int] = []
         self._under_way = self._under_way_bytes = 0  # entries, from `add` until they are in the WAL or failed
         self._short = False  # somebody was told that there is no room: the log is to make some, whatever else comes
+        self._refused_at = self._waiting_since = float("-inf")
         self._wake = asyncio.Event()
         self.groups = 0
         self.effects = 0
@@ -61,9 +66,18 @@ class GroupCommitter:
         """
         if self._fits():
             return True
+        now = time.monotonic()
+        if now - self._refused_at > ASKED_AGAIN_SECONDS:
+            self._waiting_since = now
+        self._refused_at = now
         self._short = True
         self._wake.set()
         return False
+
+    def waits_seconds(self) -> float:
+        """For how long somebody has been waiting for room; 0 while nobody does."""
+        now = time.monotonic()
+        return now - self._waiting_since if now - self._refused_at <= ASKED_AGAIN_SECONDS else 0.0
 
     def _fits(self) -> bool:
         others, others_bytes = self._under_way + PROMISED, self._under_way_bytes + PROMISED * INLINE_BYTES_MAX

@@ -249,7 +249,11 @@ class Service(PolicyAnswers, SyncAnswers, TransportAnswers, NodeAnswers, SpotAns
             "healthy": agent.replica.accepting.healthy,
             "not_running": agent.not_running(),
             "draining": agent.replica.draining.active,
-            "wal": {"bytes": agent.wal.usage().bytes, "entries": agent.wal.usage().live_entries},
+            "wal": {
+                "bytes": agent.wal.usage().bytes,
+                "entries": agent.wal.usage().live_entries,
+                "waits_seconds": round(agent.committer.waits_seconds(), 1),
+            },
             "transfers": [_transfer(p) for p in (*agent.transfers.snapshot(), *agent.bulk.inbox.snapshot())],
             "breakers": agent.guards.facts(),
             "relays": agent.carriage.desk.facts(),

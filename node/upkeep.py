@@ -22,6 +22,7 @@ DISK_LOOK_SECONDS = 2.0  # between looks at the disk's room; a transfer's own re
 COUNT_SECONDS = 300.0  # between counts of what is held for others: a second of work with a million files
 COMMITTED_SECONDS = 20.0  # after its publication a file is in the manifest, or its disk has failed
 WATCH_SECONDS = 2.0  # between looks for transfers that stall: they are given a minute or more
+LOG_FULL_SECONDS = 5.0  # a burst that waits for a moment is what the bound is for
 RENEWAL_LOOK_SECONDS = 3600.0  # certificates live 7 or 90 days and are renewed at two thirds
 SWEEP_SECONDS = 3600.0  # between looks for leftovers: what is in the way at once makes room by itself
 
@@ -53,6 +54,27 @@ async def watch_transfers(agent: Agent) -> None:
         await agent.in_thread(agent.carriage.desk.tidy)
 
 
+async def watch_log(agent: Agent) -> None:
+    """Say when what is new has to wait for room in the log, and when it has not any more."""
+    told = False
+    while True:
+        await asyncio.sleep(WATCH_SECONDS)
+        waits_seconds = agent.committer.waits_seconds()
+        if waits_seconds > LOG_FULL_SECONDS and not told:
+            entries = agent.wal.usage().live_entries
+            agent.report(
+                Report(
+                    "warning",
+                    "log_full",
+                    f"the write-ahead log is full: puts and files wait until other nodes have received some of its "
+                    f"{entries} undelivered entries (`spore risk` says what keeps them)",
+                )
+            )
+        elif told and not waits_seconds:
+            agent.report(Report("info", "log_has_room", "the write-ahead log has room again"))
+        told = waits_seconds > LOG_FULL_SECONDS or (told and waits_seconds > 0)
+
+
 async def sweep(agent: Agent) -> None:
     while True:
         await asyncio.sleep(SWEEP_SECONDS)
@@ -73,4 +95,4 @@ async def copy_outside(agent: Agent) -> None:
     await agent.external.run_for_ever()
 
 
-FOR_EVER = (look_at_disk, count_held, watch_transfers, sweep, look_at_certificate, copy_outside)
+FOR_EVER = (look_at_disk, count_held, watch_transfers, watch_log, sweep, look_at_certificate, copy_outside)

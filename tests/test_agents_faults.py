@@ -153,11 +153,15 @@ def test_a_log_that_is_full_makes_puts_wait_and_refuses_none(fleet: LocalFleet, 
             cwd=Path(__file__).parents[1],
         )
         fleet.until(lambda: fleet.ask("a", "status")["wal"]["entries"] >= 30, "the log fills", GENEROUS_SECONDS)
+        logged(fleet, "a", "log_full", "undelivered entries")
+        assert fleet.ask("a", "status")["wal"]["waits_seconds"] > 0
     out, err = putting.communicate(timeout=GENEROUS_SECONDS)
     assert (putting.returncode, err) == (0, b"")
     assert len(json.loads(out)) == len(sources)
     assert not [line for line in lines(fleet, "a") if "disk_failed" in line]
     assert fleet.spore("a", "flush").returncode == 0
+    logged(fleet, "a", "log_has_room")
+    assert fleet.ask("a", "status")["wal"]["waits_seconds"] == 0
 
 
 def command(fleet: LocalFleet, node: str, *arguments: str) -> list[str]:

@@ -21,7 +21,10 @@ from click.testing import CliRunner, Result
 from node.admin import AdminServer
 from node.cli.commands import spore as command
 from node.cli.output import in_bytes, in_time, plain
+from node.cli.pipeline import Terms
 from node.cli.progress import Position, ProgressLine
+from node.cli.putting import _Display
+from node.cli.sources import Source
 from node.config import load_fleet
 from node.door import DoorError
 from node.identity import Identity, init_identity
@@ -765,6 +768,17 @@ def test_sizes_and_times_are_told_in_words() -> None:
         *("0.0 s", "9.9 s", "59 s", "1 min 1 s", "1 h 6 min", "1 d 1 h")
     ]
     assert (plain(None), plain(0), plain("a\tb")) == ("—", "0", "a?b")
+
+
+def test_a_put_says_when_it_waits_for_room_in_the_agents_log() -> None:
+    class Asked:
+        def ask(self, command: str, **_: object) -> dict[str, Any]:
+            assert command == "status"
+            return {"node": "a", "wal": {"waits_seconds": 12.0}}
+
+    display = _Display(Terms(), ProgressLine("put"))
+    display.tally.oldest = Source(None, "model", "best.pth")
+    assert "log is full: waiting 12 s" in display.ask(Asked()).why  # type: ignore[arg-type]
 
 
 def test_progress_tells_rate_time_left_and_why_it_stalls() -> None:

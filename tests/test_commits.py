@@ -101,8 +101,10 @@ def test_who_asks_for_room_first_never_meets_a_full_log(bench: Bench) -> None:
         await bench.until(bench.told)
         assert not any(isinstance(event, DurableFailed) for event in bench.events)
         assert not bench.committer.room()
+        await bench.until(lambda: not bench.committer.room() and bench.committer.waits_seconds() > 0.1)
         bench.committer.release(made)
         await bench.until(bench.committer.room)
+        await bench.until(lambda: bench.committer.room() and bench.committer.waits_seconds() == 0)
 
     story(bench, told)
 

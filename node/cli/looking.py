@@ -126,6 +126,9 @@ def _print_status(facts: dict[str, Any]) -> None:
     for name, why in sorted(facts.get("transports", {}).items()):
         if why:
             print(f"without  {name}: {plain(why)}")
+    waits = facts.get("wal", {}).get("waits_seconds", 0)
+    if waits:
+        print(f"log      full: what is new has waited {in_time(waits)} for room; `spore risk` says what keeps it")
     if facts.get("not_running"):
         print(f"health   ended and not running any more: {plain(', '.join(facts['not_running']))}; restart the agent")
     if facts["kinds"]:

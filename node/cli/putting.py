@@ -82,7 +82,6 @@ class _Display:
     def __init__(self, terms: Terms, line: ProgressLine) -> None:
         self._terms, self._line = terms, line
         self._why = ""
-        self._node = ""
         self.tally = Tally(0)
 
     def look(self, tally: Tally) -> None:
@@ -91,13 +90,18 @@ class _Display:
     def ask(self, client: Client) -> Position:
         """What the oldest unanswered put waits for; asked over a connection of its own."""
         source = self.tally.oldest
-        if self._terms.wait_copies and source is not None:
+        if source is not None:
             self._why = self._ask_why(client, source)
         return self._position(self.tally)
 
     def _ask_why(self, client: Client, source: Source) -> str:
-        self._node = self._node or client.ask("status")["node"]
-        for name in (f"{source.kind}/{source.name}", f"{source.kind}/{self._node}/{source.name}"):
+        status = client.ask("status")
+        waits_seconds = status.get("wal", {}).get("waits_seconds", 0)
+        if waits_seconds:
+            return f"the agent's log is full: waiting {in_time(waits_seconds)} for other nodes to receive what is in it"
+        if not self._terms.wait_copies:
+            return ""
+        for name in (f"{source.kind}/{source.name}", f"{source.kind}/{status['node']}/{source.name}"):
             try:
                 facts = client.ask("progress", name=name)
             except AgentRefused:
