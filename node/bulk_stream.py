@@ -12,12 +12,14 @@ from __future__ import annotations
 import contextlib
 import socket
 import ssl
+import struct
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 PIECE_BYTES = 64 << 10  # what is sent at once: a peer that does not take this much in `stall_seconds` has stalled
+_BUSY_AT, _TCP_INFO_BYTES = 168, 192  # of tcpi_busy_time, tcpi_rwnd_limited (microseconds) in struct tcp_info
 _BUFFER_BYTES = 64 << 10  # four TLS records: heads and small parcels are cut out of it; longer reads go past it
 
 
@@ -186,6 +188,18 @@ class Stream:
             with contextlib.suppress(OSError):  # an aborted socket says so at the read or write that follows
                 self._sock.settimeout(seconds)
             self._armed_seconds = seconds
+
+    def slowed_by_peer(self) -> bool:
+        """Whether the peer, not the link, held up most of what was sent so far: it left no room in its window.
+
+        As the kernel counts it (struct tcp_info of linux/tcp.h); False where it does not tell.
+        """
+        with self._ending, contextlib.suppress(OSError, struct.error, AttributeError):
+            if not self._closed:
+                told = self._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
+                busy, window_shut = struct.unpack_from("=QQ", told, _BUSY_AT)
+                return bool(window_shut * 2 > busy > 0)
+        return False
 
     # Ends
 

@@ -11,12 +11,12 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from node.bulk_client import Avoided, Connection, Connections, Job, Unreached
 from node.bulk_store import BulkDepot
 from node.bulk_stream import StreamBroken, sentence_of
-from node.progress import DISK, Meter, Progress
+from node.progress import DISK, LOGGED_BYTES_MIN, Meter, Progress
 from node.runs import Lied, RunReader, SourceFailed, require
 from protocol.chunks import CHUNK_BYTES, LIST_PAGE_CHUNKS, chunk_count, split_leaves
 from protocol.effects import Pull, Report
@@ -40,6 +40,7 @@ class _Target:
     listed: bool = False  # the chunk list is here, and what it names that lay here already
     readers: list[RunReader] = field(default_factory=list)  # that no thread uses now
     users: int = 0  # pulls under way
+    sources: set[str] = field(default_factory=set)  # all that it was ever pulled from
     ended: bool = False
 
 
@@ -82,6 +83,7 @@ class Pulling:
             meter = Meter(effect.transfer, effect.source, "fetch", effect.record.size)
             target = self._targets.setdefault(effect.transfer, _Target(effect.record, meter))
             target.users += 1
+            target.sources.add(effect.source)
             task = self._tasks[effect.number] = _Task(effect, target)
             self._queue.append(task)
             self._changed.notify()
@@ -106,7 +108,15 @@ class Pulling:
         for task in tasks:
             self.cut(task.effect.number)
         if target is not None:
+            self._tell_end(target)
             self._close_unused(target)
+
+    def _tell_end(self, target: _Target) -> None:
+        """How it went, in the log, when it was large and is whole."""
+        progress = target.meter.read()
+        if progress.bytes_done == progress.bytes_total >= LOGGED_BYTES_MIN:
+            told = replace(progress, peer=", ".join(sorted(target.sources)))
+            self._on_report(Report("info", "transferred", told.sentence(target.record.name)))
 
     def snapshot(self) -> tuple[Progress, ...]:
         """Each fetch, with those it is pulling from now."""
@@ -162,6 +172,7 @@ class Pulling:
         except Exception as problem:  # a fault of ours fails one pull, is seen, and the agent goes on
             self._on_report(Report("error", "transfer_fault", f"pull {effect.number}: {problem!r}"))
         finally:
+            task.target.meter.leave()
             with self._changed:
                 wanted = self._tasks.pop(effect.number, None) is not None
                 task.target.users -= 1

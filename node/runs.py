@@ -1,6 +1,6 @@
 """Getting runs of chunks from a peer: by whole chunks, or, where an older version lies here, by the blocks that differ.
 
-While one chunk comes in, the one before it is hashed and written by a second thread, into and out of a few buffers that
+While one chunk comes in, the one before it is hashed and written by a second thread, into and out of two buffers that
 are used again and again: the socket does not wait for the disk, nor the disk for the socket. A chunk put together from
 blocks that does not hash to its digest is fetched whole before anybody is blamed: an older version may be damaged here.
 """
@@ -26,7 +26,7 @@ from storage.partials import Partial
 from storage.refusals import BlobChanged, StoreError, WrongBytes
 
 RUN_CHUNKS = HINTS_CHUNKS_MAX  # chunks asked for at once: a round trip every 64 MiB costs little
-BUFFERS = 4  # of 1 MiB: one is filled, one is hashed and written, two are slack for a disk that pauses
+BUFFERS = 2  # of 1 MiB: one is filled while the other is hashed and written. A dozen readers may be at work at once
 
 
 class SourceFailed(Exception):
@@ -68,6 +68,7 @@ class RunReader:
             if not (self._compares(connection.peer) and self._get_blocks(connection, run)):
                 self._get_chunks(connection, run)
         finally:
+            self._meter.leave()
             self._writer.settle()  # what it raises says more than a connection that broke as well
 
     def close(self) -> None:
@@ -161,7 +162,7 @@ class _Writer:
             self._made += 1
             return memoryview(bytearray(CHUNK_BYTES))
         began = time.monotonic()
-        self._meter.enter(DISK)
+        self._meter.leave()  # what the other thread does meanwhile counts
         buffer = self._free.get()
         self.waited_seconds += time.monotonic() - began
         return buffer
@@ -213,6 +214,7 @@ class _Writer:
                 self._idle.notify_all()
 
     def _write(self, index: int, view: memoryview, blocks: bool) -> None:
+        self._meter.enter(DISK)
         try:
             self._partial.write_chunk(index, view)
             self._meter.moved(len(view))
@@ -220,6 +222,8 @@ class _Writer:
             if not blocks:
                 raise
             self._wrong.append(index)
+        finally:
+            self._meter.leave()
 
 
 def require(connection: Connection, record: Record, head: Head, length: int, content_range: str | None) -> None:

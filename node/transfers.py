@@ -20,7 +20,7 @@ from node.bulk_store import BulkDepot
 from node.bulk_stream import Patience, StreamBroken, sentence_of
 from node.fetching import Fetching
 from node.inbox import asked_bytes
-from node.progress import Meter, Progress
+from node.progress import LOGGED_BYTES_MIN, Meter, Progress
 from node.pulling import Pulling
 from node.throttle import PRIORITY_HEADER, Throttle
 from node.tls import IdentityContexts
@@ -193,6 +193,9 @@ class Transfers:
         finally:
             with self._changed:
                 self._tasks.discard(task)
+            if not error and task.meter.bytes_total >= LOGGED_BYTES_MIN:
+                self._hooks.on_report(Report("info", "transferred", task.meter.read().sentence(_what(task.effect))))
+            task.meter.leave()
             self._answer(task.effect, error, unreached)
 
     def _answer(self, effect: Upload | Fetch, error: str, unreached: bool) -> None:
@@ -257,3 +260,10 @@ class Transfers:
         self._hooks.on_report(
             Report("warning", "parcel_left_out", f"{parcel.record.name} was not sent to {peer}: {why}")
         )
+
+
+def _what(effect: Upload | Fetch) -> str:
+    if isinstance(effect, Fetch):
+        return effect.record.name
+    first, *others = effect.parcels
+    return first.record.name + (f" and {len(others)} others" if others else "")

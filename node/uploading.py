@@ -12,7 +12,7 @@ from node.bulk_client import Connection, Job
 from node.bulk_store import BulkDepot, read_checked
 from node.bulk_stream import StreamBroken, sentence_of
 from node.parcels import FrameWriter
-from node.progress import DISK, LIMIT, NETWORK, Meter
+from node.progress import DISK, LIMIT, LINK, PEER, Meter
 from protocol.chunks import CHUNK_BYTES, chunk_count, chunk_length
 from protocol.values import Digest, Parcel, Stripe
 from storage.blobs import Blob
@@ -63,6 +63,8 @@ class Uploader:
         self._meter = meter
         self._job = job
         self._on_left_out = on_left_out
+        self._stream = connection.stream
+        self._network = LINK
         self._frames = FrameWriter(connection.stream, self._wait_for_turn)
 
     def send(self, parcels: Sequence[Parcel]) -> None:
@@ -73,7 +75,7 @@ class Uploader:
                 sent.add(parcel.record.digest)
                 self._job.go_on()
                 self._send_one(parcel)
-        self._meter.enter(NETWORK)
+        self._meter.enter(self._network)
         self._frames.end()
 
     def _send_one(self, parcel: Parcel) -> None:
@@ -110,7 +112,7 @@ class Uploader:
         leaves = self._depot.leaves(parcel.record.digest)
         if leaves is None:
             raise StoreError("its chunk list is not here")
-        self._meter.enter(NETWORK)
+        self._meter.enter(self._network)
         self._frames.large(parcel.record.digest, parcel.record.size, leaves)
         for index in wanted_chunks(parcel):
             self._job.go_on()
@@ -127,13 +129,15 @@ class Uploader:
 
     def _go(self, length: int) -> None:
         """What has been read and checked may leave."""
-        self._meter.enter(NETWORK)
+        if length == CHUNK_BYTES:
+            self._network = PEER if self._stream.slowed_by_peer() else LINK
+        self._meter.enter(self._network)
         self._frames.keep(length)
 
     def _wait_for_turn(self, wanted_bytes: int) -> int:
         self._meter.enter(LIMIT)
         piece_bytes = self._allow(wanted_bytes)
-        self._meter.enter(NETWORK)
+        self._meter.enter(self._network)
         self._meter.moved(piece_bytes)  # with its few bytes of framing: the meter does not show more than the total
         return piece_bytes
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -13,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from node.breakers import P2P_HTTP, Guards
-from node.progress import DISK, LIMIT, STALLED_SECONDS, Meter, allowed_seconds
+from node.bulk_stream import Patience, Stream, StreamBroken
+from node.progress import CPU, DISK, LIMIT, NETWORK, STALLED_SECONDS, Meter, allowed_seconds
 from protocol.breakers import BREAKERS_MAX, TRY_MS_MAX, WAIT_MS_MAX, WAIT_MS_MIN, Breakers, Phase, wait_ms
 from protocol.effects import Fetch, Upload
 from protocol.values import Parcel
@@ -239,6 +241,43 @@ def test_a_transfer_that_waits_for_its_peer_without_a_byte_is_ended_and_one_that
     assert meter.read().overdue() == "stalled: no byte for 121 s, waiting for connecting"
     meter.enter(DISK)
     assert meter.read().overdue() == ""
+
+
+def test_what_a_thread_computes_is_not_taken_for_waiting() -> None:
+    meter = Meter(1, "b", "fetch", 1 << 40)
+    meter.start()
+    meter.enter(NETWORK)
+    until(lambda: sum(range(10_000)) > 0 and meter.enter(NETWORK) is None and meter._spent_seconds[CPU] > 0.05)
+    meter.leave()
+    counted = sum(meter._spent_seconds.values())
+    time.sleep(0.05)
+    meter.enter(DISK)
+    assert sum(meter._spent_seconds.values()) == counted  # what a thread does elsewhere is not counted
+
+
+def test_the_bottleneck_is_what_most_of_the_time_went_to() -> None:
+    meter = Meter(1, "b", "fetch", 1_000_000)
+    meter.start()
+    meter._spent_seconds.update({DISK: 3.0, NETWORK: 2.0, CPU: 1.0})
+    meter.moved(1_000_000)
+    assert meter.read().waits_for == DISK
+    assert meter.read().sentence("model/best.pth").startswith("model/best.pth from b: 1000000 bytes in ")
+    assert meter.read().sentence("model/best.pth").endswith("bottleneck: disk")
+
+
+def test_a_sender_tells_a_slow_peer_from_a_slow_link() -> None:
+    listening = socket.create_server(("127.0.0.1", 0))
+    sender = socket.create_connection(listening.getsockname())
+    receiver, _ = listening.accept()
+    stream = Stream(sender, "c", Patience(stall_seconds=0.5))
+    assert not stream.slowed_by_peer()
+    with pytest.raises(StreamBroken):
+        stream.send(bytes(64 << 20))  # it does not read: its window shuts, and the kernel counts how long
+    assert stream.slowed_by_peer()
+    stream.close()
+    assert not stream.slowed_by_peer()
+    receiver.close()
+    listening.close()
 
 
 def test_a_queued_transfer_has_no_deadline_yet() -> None:
