@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from random import Random
 
-from protocol.fleet import MIB, Fleet, Host, Routing
+from protocol.fleet import MIB, PRIORITIES, Bandwidth, Fleet, Host, Routing
 
 ROUTING = Routing(
     auto_sync_interval_seconds=10.0,  # shorter than in a real fleet, so that a run is short
@@ -22,6 +22,7 @@ class Shape:
     ephemeral_share: float = 0.0
     nfs_size: int = 0  # members of each group; about half of the fleet is in one
     domains: int = 2
+    priorities: bool = False  # hosts of all four, and narrow budgets towards some
 
 
 USUAL = Shape()
@@ -47,7 +48,20 @@ def invent_fleet(random: Random, count: int, shape: Shape = USUAL) -> Fleet:
         hosts[names[3]] = replace(hosts[names[3]], address=None)
     _more_ephemeral(hosts, names, shape)
     _more_shared(hosts, names, shape)
-    return Fleet("simulated", replace(ROUTING), hosts=hosts)
+    _more_priorities(hosts, names, shape)
+    return Fleet("simulated", _routing(shape), hosts=hosts)
+
+
+def _routing(shape: Shape) -> Routing:
+    if not shape.priorities:
+        return replace(ROUTING)
+    narrow = (("vultr", Bandwidth.megabytes(4)),)
+    return replace(ROUTING, provider_limits=narrow, peer_limits=(("*-01", Bandwidth.megabytes(2)),))
+
+
+def _more_priorities(hosts: dict[str, Host], names: list[str], shape: Shape) -> None:
+    for index, name in enumerate(names if shape.priorities else ()):
+        hosts[name] = replace(hosts[name], sync_priority=PRIORITIES[index % len(PRIORITIES)])
 
 
 def _more_ephemeral(hosts: dict[str, Host], names: list[str], shape: Shape) -> None:

@@ -40,6 +40,7 @@ class Options:
     upgrade: bool = False  # one node after the other is restarted with a later version
     rehearsal: bool = False  # the users only add; what is lost is reported, not judged
     settled: bool = False  # the nodes have known each other for long when time begins
+    budgets: bool = False  # uplinks are shared by budgets and priorities, as in the agent
     equal_latency_ms: int = 0  # every message takes so long; 0: as the domains have it
 
 
@@ -166,7 +167,8 @@ def flaky_wan(random: Random, nodes: int | None) -> Options:
         stream_breaks=0.1,
         stream_stalls=0.01,
         weights=(("partition", 2), ("one_way", 3), ("clog", 4), ("stall", 2)),
-        shape=Shape(domains=4),
+        shape=Shape(domains=4, priorities=True),
+        budgets=True,
     )
 
 

@@ -6,9 +6,10 @@ step looks again whether both ends live and reach each other; what arrived befor
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from random import Random
+from typing import Any
 
 from protocol.chunks import CHUNK_BYTES, chunk_count
 from protocol.effects import Abandon, Fetch, Pull, Upload
@@ -17,6 +18,7 @@ from protocol.values import NodeId, Parcel, Record, Stripe
 from simulations.chance import between
 from simulations.driver import SimNode
 from simulations.network import Network
+from simulations.uplinks import Uplinks
 
 BYTES_PER_MS = 125_000  # 1 Gbit/s: a host without a limit is bound by its link
 BATCH_BYTES = 8 << 20  # small artifacts written at once, as in the agent
@@ -67,6 +69,7 @@ class Streams:
         self.nodes = nodes
         self.weather = Weather()
         self.payload_bytes = 0
+        self.uplinks: Uplinks | None = None  # where budgets and priorities are rehearsed; None: shared evenly
         self._sending: dict[NodeId, int] = {}  # steps that each node is sending now
         self._rates: dict[NodeId, int] = {}
         self._busy_until_ms: dict[NodeId, float] = {}  # when all that was pulled from a node has left it
@@ -79,6 +82,13 @@ class Streams:
         duration_ms = size_bytes * sharing // self._bytes_per_ms(sender) + 1
         self.network.schedule.after(duration_ms, self._has_sent, sender)
         return duration_ms
+
+    def _send(self, sender: NodeId, peer: NodeId, size_bytes: int, then: Callable[..., None], *arguments: Any) -> None:
+        """Call `then` when these bytes have left the sender."""
+        if self.uplinks is not None:
+            self.uplinks.send(sender, peer, size_bytes, then, *arguments)
+        else:
+            self.network.schedule.after(self._paced_ms(sender, size_bytes), then, *arguments)
 
     def _has_sent(self, sender: NodeId) -> None:
         self._sending[sender] -= 1
@@ -126,7 +136,7 @@ class Streams:
             run.sender.bite("stream_stalled")
             self.network.schedule.after(STALL_MS, self._end, run, "the stream stalled")
             return
-        self.network.schedule.after(self._paced_ms(run.sender.name, step.size_bytes), self._take, run, step)
+        self._send(run.sender.name, run.receiver.name, step.size_bytes, self._take, run, step)
 
     def _take(self, run: Run, step: Step) -> None:
         sends, takes = run.lives()
@@ -179,8 +189,18 @@ class Streams:
             node.handle(Arrived(node.name, effect.transfer, (), ((effect.record, why),)))
             return
         source = sources.pop(0)
-        duration = self._paced_ms(source, effect.record.size) + 2 * self.network.latency_ms(node.name, source)
+        latency_ms = 2 * self.network.latency_ms(node.name, source)
+        if self.uplinks is not None:
+            there = (node.life, latency_ms, self._fetched, node, effect, source, sources)
+            self.uplinks.send(source, node.name, effect.record.size, self._arrive, node, *there)
+            return
+        duration = self._paced_ms(source, effect.record.size) + latency_ms
         node.later(duration, self._fetched, node, effect, source, sources)
+
+    def _arrive(self, node: SimNode, life: int, latency_ms: int, then: Callable[..., None], *arguments: Any) -> None:
+        """What left a sender comes to a node, if that still lives."""
+        if node.lives(life):
+            node.later(latency_ms, then, *arguments)
 
     def _fetched(self, node: SimNode, effect: Fetch, source: NodeId, sources: list[NodeId]) -> None:
         record = effect.record
@@ -207,6 +227,10 @@ class Streams:
             node.later(2 * there_ms, node.handle, Pulled(effect.number, f"{effect.source} cannot be reached"))
             return
         size = min(effect.run.count * CHUNK_BYTES, effect.record.size - effect.run.first * CHUNK_BYTES)
+        if self.uplinks is not None:
+            there = (node.life, 2 * there_ms, self._pulled, node, effect, size)
+            self.uplinks.send(effect.source, node.name, size, self._arrive, node, *there)
+            return
         node.later(self._queued_ms(effect.source, size, there_ms) + there_ms, self._pulled, node, effect, size)
 
     def cut(self, node: SimNode, number: int) -> None:

@@ -26,6 +26,7 @@ from simulations.script import Script
 from simulations.settled import start_settled
 from simulations.streams import Streams
 from simulations.surroundings import Surroundings
+from simulations.uplinks import Uplinks
 from simulations.verdict import Verdict
 from simulations.watching import Claims
 from simulations.workers import Workers
@@ -50,6 +51,8 @@ class World:
         self.around = Surroundings(fleet, self.schedule, Trace(keep_trace), network, self.oracle, bites)
         self.nodes: dict[NodeId, SimNode] = {}
         self.around.streams = Streams(network, Random(f"{seed}/streams"), self.nodes)
+        if options.budgets:
+            self.around.streams.uplinks = Uplinks(self.schedule, fleet, self.oracle)
         self._build()
         users = Workers if options.rehearsal else Clients
         self.clients: Clients | Workers = users(self.around, self.nodes, options, seed)
