@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 WORKERS ?= 2
 
-.PHONY: help demo test lint lint-deploy types bench bench-swarm bench-peers mutants soak bundle fleet-test clean
+.PHONY: help demo test lint lint-deploy types bench bench-swarm bench-peers bench-budgets mutants soak bundle fleet-test clean
 
 help:            ## what there is
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -45,6 +45,9 @@ bench: $(STAMP)  ## figures: pytest-benchmark, then whole agents
 
 bench-swarm: $(STAMP) ## one to many over 200 Mbit/s each, in network namespaces (root); SWARM="push many" for a part
 	$(BIN)/python tests/bench_swarm.py $(SWARM)
+
+bench-budgets: $(STAMP) ## three priorities on one uplink of 200 Mbit/s, then a critical one (root: network namespaces)
+	$(BIN)/python tests/bench_budgets.py
 
 bench-peers: $(STAMP) ## our data path beside rsync, nginx + curl, aria2 and Syncthing; PEERS="large --rounds 1" for less
 	$(BIN)/python tests/bench_peers.py $(PEERS)
