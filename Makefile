@@ -58,5 +58,8 @@ mutants: $(STAMP) ## break the code on purpose; every breakage must be caught
 soak: $(STAMP)   ## the long forms: 200 kills, 50 database versions, many seeds
 	$(BIN)/pytest -n $(WORKERS) -q -m soak
 
+nightly: $(STAMP) ## thousands of seeds; fleets of 1,000 and 10,000 nodes; the figures of agreement
+	$(BIN)/python tests/nightly.py
+
 clean:           ## remove what the other targets made
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

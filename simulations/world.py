@@ -85,12 +85,16 @@ class World:
 
     # --- the run ---
 
-    def run(self) -> None:
+    def start(self) -> None:
+        """Start every node: all at once where they have settled, else one after the other."""
         if self.options.settled:
             start_settled(self.nodes)
-        else:
-            for index, name in enumerate(sorted(self.nodes)):
-                self.schedule.after(index * 7, self.nodes[name].start)
+            return
+        for index, name in enumerate(sorted(self.nodes)):
+            self.schedule.after(index * 7, self.nodes[name].start)
+
+    def run(self) -> None:
+        self.start()
         self.inspection.start()
         self.clients.schedule()
         self.faults.schedule()

@@ -1,6 +1,6 @@
 """Figures of membership in virtual time: how soon a death is known, what idling costs, whether stalls kill anybody.
 
-    python tests/bench_swim.py [nodes] [seconds of stalls] [seed]
+    python tests/bench_swim.py [nodes] [seconds of stalls] [seed]     (0 seconds: no stalls)
 
 With 1,000 nodes and 870 seconds (ten node-days) this takes some twenty minutes of one core; it prints as it goes.
 """
@@ -39,7 +39,7 @@ def idle(world: World, nodes: int) -> None:
     world.run(IDLE_SECONDS)
     sent = (world.messages - messages) / IDLE_SECONDS / nodes
     both = 2 * ((world.bytes - size) / IDLE_SECONDS / nodes + sent * TCP_ACK_BYTES)
-    print(f"idle: {sent:.2f} messages sent and {both:.0f} bytes in and out, a node and second")
+    print(f"idle: n={nodes}, {sent:.2f} messages sent and {both:.0f} bytes in and out, a node and second")
 
 
 def deaths(world: World, nodes: int) -> None:
@@ -51,7 +51,7 @@ def deaths(world: World, nodes: int) -> None:
             getattr(world, way)(victim)
             took.append(world.run_until(lambda victim=victim: world.all_see(victim, Standing.DEAD), 60))  # type: ignore[misc]
             world.run(3)
-        print(f"{way}: known to all after {sorted(took)} seconds")
+        print(f"{way}: n={nodes}, known to all after {sorted(took)} seconds", flush=True)
 
 
 def stalls(nodes: int, seconds: int, seed: int) -> None:
@@ -71,11 +71,17 @@ def stalls(nodes: int, seconds: int, seed: int) -> None:
         print(f"stalls: {days:.2f} node-days, {len(world.deaths())} false deaths, {cpu:.0f} s of CPU", flush=True)
 
 
-def main(nodes: int = 1_000, seconds: int = 870, seed: int = 1) -> None:
+def settled(nodes: int, seed: int = 1) -> None:
+    """Idling and deaths of a fleet that has known each other for long."""
     world = World(seed).settled(nodes)
     idle(world, nodes)
     deaths(world, nodes)
-    stalls(nodes, seconds, seed)
+
+
+def main(nodes: int = 1_000, seconds: int = 870, seed: int = 1) -> None:
+    settled(nodes, seed)
+    if seconds:
+        stalls(nodes, seconds, seed)
 
 
 if __name__ == "__main__":
