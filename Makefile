@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 WORKERS ?= 2
 
-.PHONY: help demo test lint lint-deploy types bench bench-swarm bench-peers bench-budgets mutants soak bundle fleet-test clean
+.PHONY: help demo test lint lint-deploy types bench bench-swarm bench-peers bench-budgets mutants soak nightly bundle fleet-test clean
 
 help:            ## what there is
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -42,6 +42,7 @@ fleet-test: $(STAMP) ## the roll-out, on hosts of its own with systemd and sshd 
 bench: $(STAMP)  ## figures: pytest-benchmark, then whole agents
 	$(BIN)/pytest -q -p no:xdist tests/bench_*.py --benchmark-only --benchmark-columns=min,median,max,rounds
 	$(BIN)/python tests/bench_agents.py
+	$(BIN)/python tests/bench_agreement.py
 
 bench-swarm: $(STAMP) ## one to many over 200 Mbit/s each, in network namespaces (root); SWARM="push many" for a part
 	$(BIN)/python tests/bench_swarm.py $(SWARM)
