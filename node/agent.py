@@ -48,6 +48,7 @@ from protocol import effects as f
 from protocol import events as e
 from protocol.effects import Report
 from protocol.fleet import RESERVED_KIND, Fleet, split_address
+from protocol.names import OWN_FOLDER
 from protocol.replica import Replica
 from protocol.values import NodeId, Place
 from storage.depot import Depot
@@ -55,6 +56,8 @@ from storage.entries import EntryUnreadable, decode_entry
 from storage.files import FileLayer
 from storage.manifest import Manifest
 from storage.manifest_file import REBUILT
+from storage.marks import others
+from storage.mounts import network_file_system
 from storage.places import Lookups
 from storage.room import Room, RoomLimits, disk_usage
 from storage.store import open_store
@@ -131,7 +134,7 @@ class Agent:
         routing = self.fleet.routing_for(self.node)
         root = Path(host.root) if host.root else self.directory / "files"
         root.mkdir(parents=True, exist_ok=True)
-        shared = bool(self.fleet.nfs_members(self.node))
+        shared = bool(self.fleet.nfs_members(self.node)) or await self.in_thread(self._seems_shared, root, files)
         self.manifest = await Manifest.open(self.directory / "manifest.db", cluster=self.fleet.cluster, node=self.node)
         self.store = await self.in_thread(open_store, root, self.node, files, shared)
         size_max = max(routing.wal_bytes_max, 4 * (1 << 20))
@@ -167,6 +170,10 @@ class Agent:
         freed = await self.in_thread(self.depot.sweep, True, self._paths_to_keep())
         if freed:
             self.report(Report("info", "staging_swept", f"{freed} bytes of old transfers were removed from staging"))
+
+    def _seems_shared(self, root: Path, files: FileLayer) -> bool:
+        """Where it is mounted from is a hint, and so are marks of others: claims cost little where nobody shares."""
+        return network_file_system(root) is not None or bool(others(files, root / OWN_FOLDER, self.node))
 
     def _recover(self) -> tuple[f.Entry, ...]:
         """Entries of the WAL that an earlier life did not release; what cannot be read stays where it is, reported."""

@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
+from node import mates
 from protocol import effects as f
 from protocol import events as e
 from protocol.effects import Report
@@ -38,7 +39,7 @@ class Performer:
         for timer in self._timers.values():
             timer.cancel()
 
-    def perform(self, effect: f.Effect) -> None:  # noqa: PLR0912 - one line for each effect there is
+    def perform(self, effect: f.Effect) -> None:  # noqa: PLR0912, PLR0915 - a line for each effect there is
         match effect:
             case f.Log() | f.Commit():
                 self.agent.committer.add(effect)
@@ -79,6 +80,8 @@ class Performer:
                 self.agent.spawn(self._publish(effect))
             case f.Unlink():
                 self.agent.spawn(self._unlink(effect.places))
+            case f.Mark() | f.LookForMark() | f.Share() | f.Index():
+                mates.perform(self.agent, effect)
             case f.CheckHeld():
                 self.agent.spawn(self._check_held(effect))
             case f.StreamRows():

@@ -98,6 +98,16 @@ class PolicyAnswers:
             "excess_bytes": room.excess_bytes,
         }
 
+    def store_facts(self) -> Facts:
+        """Our root, who shares it, and where the hosts file says something else."""
+        sharing, store = self.agent.replica.sharing, self.agent.depot.store
+        return {
+            "uuid": store.uuid.hex(),
+            "shared": store.shared,
+            "mates": sorted(node for node, mate in sharing.mates.items() if mate.seen),
+            "contradictions": list(sharing.contradictions().values()),
+        }
+
     # --- the cluster as a whole ---
 
     def cluster_totals(self) -> Facts:

@@ -241,6 +241,7 @@ class Service(PolicyAnswers, SyncAnswers, TransportAnswers, NodeAnswers, SpotAns
             "disk": await self.disk_facts(room),
             "repair": {"waiting": agent.replica.repair.waiting()},
             "external": agent.external.facts(),
+            "store": self.store_facts(),
             "members": {
                 "alive": 1 + len(members.alive),
                 "suspect": sum(members.standing(node) is Standing.SUSPECT for node in members.alive),

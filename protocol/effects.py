@@ -230,6 +230,34 @@ class CheckHeld:
 
 
 @dataclass(frozen=True, slots=True)
+class Mark:
+    """Write our mark into the store, for mates to find."""
+
+    nonce: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class LookForMark:
+    """Look for the mark of `peer` in our store. Answered by `MarkSeen`."""
+
+    peer: NodeId
+    nonce: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """Others use this store as well: claim files before they are accepted, from now on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Index:
+    """A mate has published these bytes at this path of our store: find them there. Answered by `Indexed`."""
+
+    record: Record
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
 class SetTimer:
     """Return `Timer(token)` at `at_ms`. A token set again replaces the earlier one."""
 
@@ -296,6 +324,10 @@ Effect = (
     | Publish
     | Unlink
     | CheckHeld
+    | Mark
+    | LookForMark
+    | Share
+    | Index
     | SetTimer
     | Answer
     | Scan

@@ -239,6 +239,23 @@ class HeldChecked:
 
 
 @dataclass(frozen=True, slots=True)
+class MarkSeen:
+    """Answers `LookForMark`: whether the mark is there."""
+
+    peer: NodeId
+    nonce: bytes
+    found: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Indexed:
+    """Answers `Index`: where the mate's file is; None when it did not show, or is not as the mate left it."""
+
+    record: Record
+    place: Place | None
+
+
+@dataclass(frozen=True, slots=True)
 class RootKnown:
     """Every file that lay in the root when this life began is known by now: it has its place, or was put.
 
@@ -337,6 +354,8 @@ Event = (
     | Published
     | Withdrawn
     | HeldChecked
+    | MarkSeen
+    | Indexed
     | RootKnown
     | DiskChanged
     | FleetChanged

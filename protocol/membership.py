@@ -8,7 +8,7 @@ unhealthy for good.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from random import Random
 
@@ -72,6 +72,7 @@ class Membership:
         self._everywhere: dict[str, list[Seat]] = {}  # by the kind: the same with every store
         self._choosy: frozenset[str] = frozenset()  # kinds that some host does not receive
         self._stores: frozenset[StoreId] | None = None  # of nodes that are there
+        self._shared: dict[StoreId, frozenset[NodeId]] | None = None  # live nodes, of stores that several share
         self._agreed: bool | None = None  # whether all that are there go by one hosts file
 
     # --- our own row ---
@@ -164,6 +165,15 @@ class Membership:
                 self._everywhere[choosy] = eligible(rows, NO_STORE, lambda node: receives(node, choosy))
             self._seats[but, choosy] = [seat for seat in self._everywhere[choosy] if seat.store != but]
         return self._seats[but, choosy]
+
+    def mates_of(self, stores: Collection[StoreId]) -> frozenset[NodeId]:
+        """Live nodes that share one of these stores with another live node: they see what the other holds."""
+        if self._shared is None:
+            nodes: dict[StoreId, list[NodeId]] = {}
+            for node, member in self.alive.items():
+                nodes.setdefault(member.store, []).append(node)
+            self._shared = {store: frozenset(mates) for store, mates in nodes.items() if len(mates) > 1}
+        return frozenset().union(*(self._shared[store] for store in stores if store in self._shared))
 
     def row(self, node: NodeId) -> Member | None:
         """What a node, alive or not, last said of itself."""
@@ -427,7 +437,7 @@ class Membership:
         """Who is alive, or what it says of its store, has changed."""
         self._seats.clear()
         self._everywhere.clear()
-        self._stores = self._agreed = None
+        self._stores = self._agreed = self._shared = None
 
 
 def counts_as(member: Member) -> tuple[object, ...]:

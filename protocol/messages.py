@@ -18,6 +18,7 @@
 | Pieces | who fetches a large artifact, to those who fetch it too and to its source | Fetchers, from a holder |
 | Fetchers | a holder, to those who fetch from it | nothing; they tell each other what they have |
 | Unreachable | who cannot dial the receiver of its offer | nothing; the receiver fetches |
+| Shares | a node whose store has the receiver's UUID | the receiver's own Shares |
 | Goodbye | a node that leaves | the session ends |
 
 What they say of who is alive stands in `claims.py`. Encoding and bounds are in `wire.py`.
@@ -29,7 +30,7 @@ from dataclasses import dataclass
 
 from protocol import claims
 from protocol.cells import Cells
-from protocol.values import Digest, Holding, Member, NodeId, Parcel, RecordKey, Rows, Stripe
+from protocol.values import Digest, Holding, Member, NodeId, Parcel, RecordKey, Rows, StoreId, Stripe
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,6 +206,14 @@ class Unreachable:
 
 
 @dataclass(frozen=True, slots=True)
+class Shares:
+    """My store has this UUID, which is yours: look for the mark with this nonce in it (see sharing.py)."""
+
+    store: StoreId
+    nonce: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Goodbye:
     """The sender leaves now, and says so; it is not suspected."""
 
@@ -212,7 +221,7 @@ class Goodbye:
 
 
 AboutRows = RowsMessage | CellsMessage | CellsWanted | Lacking | Prints
-AboutBytes = Offer | Take | Receipt | Ask | Unreachable | Pieces | Fetchers | Confirm | Confirmed
+AboutBytes = Offer | Take | Receipt | Ask | Unreachable | Pieces | Fetchers | Confirm | Confirmed | Shares
 Message = Hello | Farewell | Goodbye | AboutRows | AboutBytes | claims.Message
 
 HAVE = "have"  # a refusal that is good news: the receiver's store holds the digest already

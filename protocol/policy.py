@@ -100,9 +100,10 @@ class Policy:
         return any(seat.store == self.ctx.store for seat in first)
 
     def receives_for_store(self) -> bool:
-        """In an NFS group, the member first in name order fetches for all."""
+        """In an NFS group, of the members that may receive the first in name order fetches for all."""
         mates = [node for node, x in self.members.alive.items() if x.store == self.ctx.store]
-        return all(self.ctx.node < node for node in mates)
+        able = [n for n in mates if self.members.alive[n].accepting and not self.members.alive[n].excluded]
+        return all(self.ctx.node < node for node in able)
 
     def _completes(self, kind: Kind, record: Record) -> bool:
         """Whether we are one of the K that make it durable, while there are fewer: a copy that is there stays where it

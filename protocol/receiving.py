@@ -331,8 +331,10 @@ class Receiving:
         return incoming.accepted()
 
     def sources(self, digest: Digest, offered_by: NodeId = "") -> list[NodeId]:
-        """Live holders, in an order of our own, so that many fetchers do not all begin with the same one."""
-        nodes = {offered_by, *(h.node for h in self.ctx.catalogue.holdings(digest))} & self.members.alive.keys()
+        """Live holders and their mates, in an order of our own, so that many do not all begin with the same one."""
+        holdings = self.ctx.catalogue.holdings(digest)
+        nodes = {offered_by, *(h.node for h in holdings)} & self.members.alive.keys()
+        nodes |= self.members.mates_of(dict.fromkeys(holding.store for holding in holdings))
         return sorted(nodes, key=lambda node: (hash_order(node, self.ctx.node), node))
 
     # --- arrival ---

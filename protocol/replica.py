@@ -32,6 +32,7 @@ from protocol.repair import Repair
 from protocol.retention import Retention
 from protocol.sending import Sending
 from protocol.settling import Settling
+from protocol.sharing import Sharing
 from protocol.shedding import Shedding
 from protocol.spreading import Spreading
 from protocol.swarming import TIMER
@@ -80,6 +81,7 @@ class Replica:
         self.declared = Declared(ctx, self.members)
         self.draining = Draining(ctx, self.members, self.debts, self._hold_nothing_more, self._owe)
         self.repair = Repair(ctx, self.members, self.debts, self._can_send, self._owe)
+        self.sharing = Sharing(ctx, self.members, self.receiving.policy, random)
         self.shedding = Shedding(ctx, self.members, self.debts, self.receiving, self._tell)
         self.sweeping = Sweeping(
             *(ctx, self.members, self.debts, self.retention, self.receiving),
@@ -122,6 +124,8 @@ class Replica:
             e.Timer: self._timer,
             e.Scanned: self._scanned,
             e.HeldChecked: self.shedding.checked,
+            e.MarkSeen: self.sharing.seen,
+            e.Indexed: self.sharing.indexed,
             e.Flush: self._depart,
             e.Notice: self._depart,
             e.Drain: self.draining.start,
@@ -144,6 +148,7 @@ class Replica:
             m.Unreachable: self.receiving.errands.unreachable,
             m.Confirm: self.shedding.asked,
             m.Confirmed: self.shedding.confirmed,
+            m.Shares: self.sharing.told,
             m.Pieces: self.swarming.pieces,
             m.Fetchers: self.swarming.fetchers,
             **dict.fromkeys(get_args(SwimMessage), self.members.received),
@@ -177,6 +182,7 @@ class Replica:
             self._restore(entry)
         self.sweeping.boot()
         self.shedding.boot()
+        self.sharing.boot()
         self.ctx.emit(SetTimer("tick", self.ctx.now_ms + TICK_MS))
 
     def _restore(self, entry: Entry) -> None:
@@ -235,6 +241,7 @@ class Replica:
         self._state_debt()
         self.repair.pump()
         self.shedding.tick()
+        self.sharing.tick()
         self.sweeping.tick()
         self.draining.tick()
         self._heal()
@@ -276,6 +283,7 @@ class Replica:
             for debt in self.debts.heard(holding):
                 self.sending.plan(debt)
         self.syncing.heard(rows.holdings)
+        self.sharing.heard(rows.holdings)
         self._consider(rows)
         self._refetch(rows)
 

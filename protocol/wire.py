@@ -60,6 +60,7 @@ FETCHERS_MAX = 10_000  # in a message: as many as members
 FINGERPRINTS_MAX = cells.CELLS_MAX  # in a message: more than the largest sketch resolves
 SENTENCE_CHARS_MAX = 500  # reasons are for people
 SIZE_MAX = 1 << 50  # 1 PiB: above any artifact, far below what overflows SQLite's integers
+NONCE_BYTES = 16
 SEQ_MAX = HLC_MAX
 STATE_MAX, PRESENCE_MAX = max(State), max(Presence)
 
@@ -357,6 +358,12 @@ _TABLE |= {
         2,
         lambda x: [list(x.asked), list(x.held)],
         lambda f: m.Confirmed(_digests(f[0]), _digests(f[1])),
+    ),
+    35: (
+        m.Shares,
+        2,
+        lambda x: [x.store, x.nonce],
+        lambda f: m.Shares(as_bytes(f[0], STORE_BYTES, "store"), as_bytes(f[1], NONCE_BYTES, "nonce")),
     ),
 }
 _TABLE |= CLAIMS_TABLE

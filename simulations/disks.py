@@ -81,6 +81,7 @@ class StoreDisk:
     staging: dict[NodeId, dict[Digest, Staged]] = field(default_factory=dict)
     held_since: dict[Digest, int] = field(default_factory=dict)  # every digest ever verified and synced here
     by_user: dict[Digest, None] = field(default_factory=dict)  # digests of files that users have changed or removed
+    marks: dict[NodeId, bytes] = field(default_factory=dict)  # by whoever uses this root
     by_mate: dict[Digest, NodeId] = field(default_factory=dict)  # in a shared store: who removed or renamed it last
     ephemeral: bool = False
     gone: bool = False  # the machine and its disk will not come back

@@ -8,12 +8,25 @@ say.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from random import Random
 from typing import Any
 
 from protocol import effects as f
 from protocol.effects import Entry
-from protocol.events import Boot, DiskChanged, Event, HeldChecked, Published, Reserved, Scanned, Timer, Withdrawn
+from protocol.events import (
+    Boot,
+    DiskChanged,
+    Event,
+    HeldChecked,
+    Indexed,
+    MarkSeen,
+    Published,
+    Reserved,
+    Scanned,
+    Timer,
+    Withdrawn,
+)
 from protocol.messages import Hello, Lacking, Message, RowsMessage
 from protocol.replica import Replica
 from protocol.spreading import pages
@@ -250,6 +263,10 @@ class SimNode:
             f.Publish: self._publish,
             f.Unlink: self._unlink,
             f.CheckHeld: self._check_held,
+            f.Mark: lambda effect: self.store.marks.update({self.name: effect.nonce}),
+            f.LookForMark: lambda effect: self.later(RESERVE_MS, self._mark_seen, effect),
+            f.Share: lambda effect: None,
+            f.Index: lambda effect: self.later(between(self.random, 0, PUBLISH_MS), self._index, effect),
             f.SetTimer: self._set_timer,
             f.Answer: self._answer,
             f.Scan: self._scan,
@@ -341,6 +358,17 @@ class SimNode:
         for place in effect.places:
             if not place.private and place.path not in self.store.files:
                 self.later(0, self.handle, Withdrawn(place, "it was removed with the last version that needed it"))
+
+    def _mark_seen(self, effect: f.LookForMark) -> None:
+        found = self.store.marks.get(effect.peer) == effect.nonce
+        self.handle(MarkSeen(effect.peer, effect.nonce, found))
+
+    def _index(self, effect: f.Index) -> None:
+        file = self.store.files.get(effect.path)
+        stands = file is not None and file.digest == effect.record.digest and not file.synced_by
+        known = stands and file is not None and self.depot.recorded(effect.path, file.inode)
+        place = replace(self.store.place(effect.path, False), published=True) if known else None
+        self.handle(Indexed(effect.record, place))
 
     def _check_held(self, effect: f.CheckHeld) -> None:
         self.later(between(self.random, 0, RESERVE_MS), self._held_checked, effect)

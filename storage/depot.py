@@ -33,6 +33,7 @@ from storage.publication import Outcome, Publisher, QuickCheck
 from storage.refusals import FileGone, PathRefused, StorageFailed, StoreError, failure, sentences
 from storage.reuse import Reuse
 from storage.room import Room
+from storage.shared_root import SharedRoot
 from storage.staging import Staging
 from storage.store import Store
 
@@ -81,6 +82,7 @@ class Depot:
         self._staging = Staging(store.staging, self._files, self._reuse.fill)
         self._private = PrivateFiles(store, self._files, self._staging, self._places)
         shared = (store, self._files, self._staging, self._private, self._places, room)
+        self.mates = SharedRoot(store, self._files, self._places)
         self._unlink_later: dict[str, Place] = {}  # one for each private version that a put wanted again, until a sweep
         self._acceptance = Acceptance(*shared, copy_max_bytes)
         self._publisher = Publisher(*shared, self._lookups, self.open_blob, quick_check)

@@ -21,9 +21,10 @@ from storage.refusals import StoreRefused, failure
 STORE_FILE_BYTES_MAX = 64  # a UUID in text is 36 bytes and a line end; anything longer is not ours
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Store:
-    """An opened store; made by `open_store`, read by everything that touches the root."""
+    """An opened store; made by `open_store`, read by everything that touches the root. `shared` turns true, once, when
+    it is found that others use the root as well."""
 
     root: Path
     node: NodeId
@@ -66,7 +67,7 @@ def open_store(root: Path, node: NodeId, files: FileLayer, shared: bool = False)
     try:
         os.makedirs(root, mode=0o755, exist_ok=True)
         folders = [own, own / "staging", own / "staging" / node, own / "versions", own / "claims"]
-        for folder in folders if shared else folders[:-1]:
+        for folder in folders:
             _ensure_real_folder(files, folder)
         return Store(root, node, shared, _store_id(files, own, node))
     except OSError as error:

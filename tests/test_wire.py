@@ -67,6 +67,7 @@ MESSAGES: dict[str, m.Message] = {
     "ask": m.Ask(12, (D1, D2)),
     "unreachable": m.Unreachable(7),
     "confirm": m.Confirm((D1, D2)),
+    "shares": m.Shares(b"\1" * 16, b"\2" * 16),
     "confirmed": m.Confirmed((D1, D2), (D2,)),
     "farewell": m.Farewell(
         3, 900, (m.Saved("beta", 2, 600),), 1, 300, 1, 300, (m.Unsafe(RECORD.key, D1, 300, 0, "the time was over"),)
@@ -80,6 +81,7 @@ MESSAGES: dict[str, m.Message] = {
 # change here needs a new VERSION, unless it only adds fields at the end (see the charter of wire.py).
 FROZEN = {
     "unreachable": "93011d07",
+    "shares": "940123c41001010101010101010101010101010101c41002020202020202020202020202020202",
     "confirm": (
         "93012192c4200101010101010101010101010101010101010101010101010101010101010101c42002020202020202020202"
         "02020202020202020202020202020202020202020202"

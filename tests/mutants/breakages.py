@@ -270,6 +270,30 @@ BREAKAGES: tuple[Breakage, ...] = (
         "Danger(0, 0, 0, record.key)",
         "tests/test_replica_repairing.py",
     ),
+    Breakage(
+        LOSING,
+        "believes a mate by its store's UUID alone: a copied root passes for a shared one",
+        "protocol/sharing.py",
+        "        if event.found:",
+        "        if True:",
+        "tests/test_replica_sharing.py",
+    ),
+    Breakage(
+        FILLING,
+        "goes on sending to a host that came to be excluded",
+        "protocol/sending.py",
+        "        return excluded or not all(",
+        "        return False and not all(",
+        "tests/test_replica_barred.py",
+    ),
+    Breakage(
+        FILLING,
+        "counts what is held for others without what came since the last count",
+        "storage/room.py",
+        "        return self._held_bytes() + self._held_since + self._reserved_bytes",
+        "        return self._held_bytes() + self._reserved_bytes",
+        "tests/test_room.py",
+    ),
     # --- Corrupting data ---
     Breakage(
         CORRUPTING,
