@@ -24,7 +24,7 @@ def test_a_new_store_has_its_folders_and_a_uuid_that_stays(tmp_path: Path) -> No
 
     assert first == again
     assert first.uuid == UUID((tmp_path / "files/.spore/store").read_text().strip()).bytes
-    assert sorted(os.listdir(first.own)) == ["staging", "store", "versions"]
+    assert sorted(os.listdir(first.own)) == ["claims", "staging", "store", "versions"]
     assert os.listdir(first.own / "staging") == ["node-a"]
 
 
@@ -143,4 +143,4 @@ def test_a_store_of_one_node_needs_no_claims(tmp_path: Path) -> None:
     assert not claims.recorded("games/2.db", 10, 77)
 
     assert claims.sweep(1e12) == 0
-    assert not (tmp_path / ".spore/claims").exists()
+    assert os.listdir(tmp_path / ".spore/claims") == []
