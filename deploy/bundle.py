@@ -1,6 +1,6 @@
 """Build the bundle that hosts without internet are installed from: our wheel, every dependency, and their hashes.
 
-    python deploy/bundle.py [--python 3.11 --python 3.12] [--platform manylinux_2_28_x86_64 …] [--out dist]
+    python deploy/bundle.py [--python 3.11 …] [--platform manylinux_2_28_x86_64 …] [--wheels FOLDER]
 
 The result is `dist/spore-<version>-<hash>.tar.gz` with `wheels/` and a `requirements.txt` that pip checks with
 `--require-hashes`; `dist/spore-bundle.tar.gz` leads to the newest. The hash is over all wheels: the same contents have
@@ -32,19 +32,22 @@ def main() -> None:
     parser.add_argument("--python", action="append", default=[], help="a Python of the hosts, such as 3.11")
     parser.add_argument("--platform", action="append", default=[], help="a platform of the hosts, as pip names them")
     parser.add_argument("--out", type=Path, default=ROOT / "dist")
+    parser.add_argument("--wheels", type=Path, help="take dependencies from this folder, not from an index")
     parser.add_argument("--source", type=Path, default=ROOT, help="the project to build")
     options = parser.parse_args()
-    print(build(options.source, options.out, options.python, options.platform))
+    print(build(options.source, options.out, options.python, options.platform, options.wheels))
 
 
-def build(source: Path, out: Path, pythons: Sequence[str] = (), platforms: Sequence[str] = ()) -> Path:
+def build(
+    source: Path, out: Path, pythons: Sequence[str] = (), platforms: Sequence[str] = (), links: Path | None = None
+) -> Path:
     """The path of the bundle, made anew."""
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out) as folder:
         wheels = Path(folder) / "wheels"
         ours = _our_wheel(source, Path(folder) / "ours")
         for python in pythons or [""]:
-            _download(ours, wheels, python, platforms)
+            _download(ours, wheels, python, platforms, links)
         shutil.copy(ours, wheels)  # pip leaves a copy when it resolves; this one is the one we built
         hashes = {path.name: sha256(path.read_bytes()).hexdigest() for path in sorted(wheels.iterdir())}
         release = f"{ours.name.split('-')[1]}-{_hash(hashes)}"
@@ -69,10 +72,11 @@ def _our_wheel(source: Path, folder: Path) -> Path:
     return wheel
 
 
-def _download(ours: Path, wheels: Path, python: str, platforms: Sequence[str]) -> None:
+def _download(ours: Path, wheels: Path, python: str, platforms: Sequence[str], links: Path | None) -> None:
     """What our wheel needs, for one Python and these platforms."""
     target = ["--python-version", python, "--implementation", "cp"] if python else []
     target += [word for platform in platforms for word in ("--platform", platform)]
+    target += ["--no-index", "--find-links", str(links)] if links else []
     _pip("download", "--only-binary=:all:", "--dest", str(wheels), *target, str(ours))
 
 

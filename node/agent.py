@@ -31,6 +31,7 @@ from node.journal import Journal
 from node.limits import Limits
 from node.listener import Listener
 from node.metrics import Metrics
+from node.metrics_port import MetricsPort
 from node.notices.detection import detect
 from node.own_host import on_this_machine
 from node.pending import PendingEntries
@@ -98,6 +99,7 @@ class Agent:
         self.guards = Guards()
         self.damaged = 0  # files set aside in this life
         self.metrics = Metrics()
+        self.metrics_port = MetricsPort(self.render_metrics, self.report)
         self.exit_report: f.Exit | None = None
         self.exited = asyncio.Event()
         self._events: deque[e.Event] = deque()
@@ -273,6 +275,8 @@ class Agent:
         await self.sessions.start()
         host, port = split_address(self.fleet.host(self.node).listen_address)
         await self.listener.start(host, port)
+        if shown := self.fleet.routing_for(self.node).metrics_port:
+            await self.metrics_port.start(shown)
 
     async def leave(self, seconds: float) -> f.Exit:
         """The final flush: push what is at risk by the plan, take in what was found, say goodbye. Returns within the
@@ -305,6 +309,7 @@ class Agent:
             if self.joins is not None:
                 await self.joins.stop()
             await self.web.stop()
+        await self.metrics_port.stop()
         self.performer.stop()
         for task in list(self._tasks):
             task.cancel()

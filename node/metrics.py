@@ -5,6 +5,7 @@ Every name here is documented in docs/metrics.md; a test fails when one is not.
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 import psutil
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
 GAUGES = {
     "spore_at_risk_artifacts": "artifacts accepted here that are not durable elsewhere yet",
     "spore_at_risk_bytes": "bytes of those artifacts: what would be lost if this node died now",
+    "spore_at_risk_oldest_seconds": "how long the oldest of those artifacts has been at risk",
+    "spore_draining": "1 while this node is drained: it accepts nothing",
+    "spore_certificate_seconds": "seconds until this node's certificate ends",
     "spore_members_alive": "nodes that this one believes alive, itself included",
     "spore_members_known": "nodes this one knows of, itself included",
     "spore_wal_bytes": "bytes of the write-ahead log on disk",
@@ -57,8 +61,11 @@ class Metrics:
         return {
             "spore_at_risk_artifacts": len(debts),
             "spore_at_risk_bytes": sum(debt.record.size for debt in debts),
+            "spore_at_risk_oldest_seconds": max((agent.now_ms() - debt.since_ms for debt in debts), default=0) / 1000,
+            "spore_draining": float(agent.replica.draining.active),
+            "spore_certificate_seconds": agent.contexts.identity.facts.not_after - time.time(),
             "spore_members_alive": 1 + len(members.alive),
-            "spore_members_known": 1 + len(members.peers),
+            "spore_members_known": 1 + len(members.alive) + members.down(),
             "spore_wal_bytes": usage.bytes,
             "spore_wal_entries": usage.live_entries,
             "spore_wal_waits_seconds": agent.committer.waits_seconds(),

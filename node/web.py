@@ -28,6 +28,7 @@ from node.admission import PeerRefused
 from node.bulk_store import read_checked
 from node.certificates import REQUEST_BYTES_MAX, CertificateFacts
 from node.listener import ProtocolFactory
+from node.metrics_port import TEXT
 from node.refusals import RefusalLog
 from node.throttle import PRIORITY_HEADER
 from node.tls import IdentityContexts, shown_certificate
@@ -159,7 +160,7 @@ class Web:
         return web.json_response({"status": "ok", "cluster": identity.cluster, "node": identity.node})
 
     async def _answer_metrics(self, request: web.Request) -> web.Response:
-        return web.Response(body=self._metrics(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
+        return web.Response(body=self._metrics(), headers={"Content-Type": TEXT})
 
     async def _answer_renewal(self, request: web.Request) -> web.Response:
         if self._renew is None:

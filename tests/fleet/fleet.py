@@ -18,6 +18,7 @@ from tests.fleet.hosts import HostFailed, TestHost, run
 
 PROJECT = Path(__file__).resolve().parents[2]
 PLAYBOOKS = PROJECT / "deploy" / "ansible"
+LOGS = PROJECT / "build" / "fleet"  # what each play said, of the newest run
 PLAY_SECONDS = 900.0  # a play takes two minutes here; a machine that is shared with much else takes its time
 WATCHDOG_SECONDS = 20  # as long as a hung agent keeps the test waiting
 SOURCES = ("protocol", "storage", "node", "simulations", "deploy", "pyproject.toml", "README.md", "LICENSE")
@@ -46,6 +47,7 @@ class Fleet:
     groups: list[list[str]] = field(default_factory=list)
     entries: dict[str, dict[str, Any]] = field(default_factory=dict)
     bundle: Path = Path()  # the one that plays install
+    played: int = 0
     bundles: dict[str, Path] = field(default_factory=dict)  # by the name of the release
 
     def __post_init__(self) -> None:
@@ -88,6 +90,9 @@ class Fleet:
             timeout=PLAY_SECONDS,
         )
         print(f"   {' '.join(words)}: {time.monotonic() - began:.0f} s", flush=True)
+        LOGS.mkdir(parents=True, exist_ok=True)
+        self.played += 1
+        (LOGS / f"{self.played:02}-{words[0]}.log").write_text(f"{command}\n{done.stdout}{done.stderr}")
         if (done.returncode != 0) != fails:
             raise PlayFailed(
                 f"{' '.join(words)}: exit {done.returncode}\n{done.stdout[-8_000:]}\n{done.stderr[-2_000:]}"
@@ -125,7 +130,7 @@ def _counts(output: str, word: str) -> dict[str, int]:
     return {m[1]: int(m[2]) for m in re.finditer(rf"^(\S+) +:.*\b{word}=(\d+)", recap, re.MULTILINE)}
 
 
-def make_bundle(work: Path, name: str, edit: dict[str, tuple[str, str]] | None = None) -> Path:
+def make_bundle(work: Path, name: str, edit: dict[str, tuple[str, str]]) -> None:
     """A bundle of this project with some lines changed: another release, or a bad one. Needs the network outside."""
     source = work / "source" / name
     source.mkdir(parents=True)
@@ -135,13 +140,12 @@ def make_bundle(work: Path, name: str, edit: dict[str, tuple[str, str]] | None =
             shutil.copytree(path, source / part, ignore=shutil.ignore_patterns("__pycache__"))
         else:
             shutil.copy(path, source)
-    for changed, (old, new) in (edit or {}).items():
+    for changed, (old, new) in edit.items():
         text = (source / changed).read_text()
         assert old in text, f"{changed} has no {old!r}"
         (source / changed).write_text(text.replace(old, new, 1))
-    run(
-        *(sys.executable, str(PROJECT / "deploy/bundle.py"), "--source", str(source)),
-        *("--out", str(work / "bundles" / name)),
-        seconds=600,
-    )
-    return (work / "bundles" / name / "spore-bundle.tar.gz").resolve()
+    out, wheels = work / "bundles" / name, work / "wheels"
+    taken = ["--wheels", str(wheels)] if wheels.exists() else []  # what the first bundle fetched serves the others
+    bundler = str(PROJECT / "deploy/bundle.py")
+    run(sys.executable, bundler, "--source", str(source), "--out", str(out), *taken, seconds=600)
+    run("tar", "--extract", "--file", str(out / "spore-bundle.tar.gz"), "--directory", str(work), "wheels")

@@ -67,7 +67,7 @@ def a_bad_release_stops_at_the_first_host_and_goes_back(fleet: Fleet) -> None:
     good, fleet.bundle = fleet.bundle, fleet.bundles["bad"]
     recap = fleet.play("upgrade.yml", fails=True)
     fleet.bundle = good
-    assert "no other host was changed" in recap.output
+    assert "no other host was changed" in recap.output, recap.output[-5_000:]
     for name, (release, started) in running.items():
         assert fleet.release(name) == release
         touched = _started(fleet, name) != started
@@ -106,6 +106,32 @@ def a_hung_agent_is_started_again(fleet: Fleet) -> None:
     fleet.until("the watchdog ends the hung agent", lambda: _started(fleet, "beta") != before, WATCHDOG_SECONDS + 60.0)
     assert "watchdog" in fleet.on("beta", "journalctl --no-pager -u spore.service | grep -i watchdog | tail -1").lower()
     fleet.until("it sees the others again", lambda: fleet.status("beta")["members"]["alive"] == len(fleet.hosts))
+
+
+def certificates_and_the_authority_are_replaced_while_all_goes_on(fleet: Fleet) -> None:
+    load = Load(fleet, "beta")
+    load.start()
+    before = fleet.on("gamma", "cat /var/lib/spore/identity/ca.pem")
+    fleet.play("rotate.yml")
+    assert fleet.on("gamma", "cat /var/lib/spore/identity/ca.pem") == before
+    fleet.play("rotate.yml", "-e", "authority=true")
+    check_copies(fleet, load.stop(), copies=3)
+    authorities = {fleet.on(host.name, "cat /var/lib/spore/identity/ca.pem") for host in fleet.hosts}
+    assert len(authorities) == 1
+    assert before not in authorities
+    assert authorities.pop().count("BEGIN CERTIFICATE") == 1
+    fleet.on("gamma", "systemctl restart spore.service")
+    fleet.until("it meets all with the new", lambda: fleet.status("gamma")["members"]["alive"] == len(fleet.hosts))
+
+
+def files_put_back_from_outside_are_artifacts_again(fleet: Fleet) -> None:
+    """What docs/operations.md says of restoring from an external copy: the files, below the root, under their names."""
+    folder = fleet.files("beta") / "models"
+    folder.mkdir(exist_ok=True)
+    (folder / "restored.pth").write_bytes(b"weights" * 100_000)
+    fleet.on("beta", "chown -R spore:spore /var/lib/spore/files/models")
+    fleet.until("it is known", lambda: "restored" in fleet.on("beta", "spore ls 'model/*'"))
+    fleet.on("beta", "spore wait model/models/restored.pth --copies 2 --timeout 120")
 
 
 def a_removed_node_is_not_expected_any_more(fleet: Fleet) -> None:
@@ -161,6 +187,8 @@ FORMS: Mapping[str, tuple[Step, ...]] = {
         a_drained_node_stops_and_nothing_depends_on_it,
         a_killed_agent_is_started_again,
         a_hung_agent_is_started_again,
+        certificates_and_the_authority_are_replaced_while_all_goes_on,
+        files_put_back_from_outside_are_artifacts_again,
         a_removed_node_is_not_expected_any_more,
         a_lost_node_is_removed_and_its_copies_are_made_anew,
     ),
