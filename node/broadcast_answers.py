@@ -58,7 +58,8 @@ class BroadcastAnswers:
         ]
         delivered = [row for row in rows if row["state"] == "delivered"]
         nodes = [record.origin, *(row["node"] for row in rows)]
-        uplinks = {node: self.agent.fleet.egress_bytes_per_second(node) for node in nodes}
+        dialled = [node for node in nodes if self.agent.address_of(node)]
+        uplinks = {node: self.agent.fleet.egress_bytes_per_second(node) for node in dialled}
         least = bound(record.size, uplinks, record.origin, len(rows))
         done = len(delivered) == len(rows)
         spent = max((row["seconds"] for row in delivered), default=0.0)

@@ -72,7 +72,8 @@ class Bound:
 
 
 def bound(size: int, uplinks: Mapping[NodeId, int | None], source: NodeId, receivers: int) -> Bound:
-    """max{F/u of the source, N·F/Σu}; `uplinks` of the source and the receivers, bytes per second, None for no limit.
+    """max{F/u of the source, N·F/Σu}; `uplinks` of the source and of the receivers that can be dialled, in bytes per
+    second, None for no limit.
 
     The third term of the theory, F/d of the slowest downlink, is left out: nobody states a downlink.
     """

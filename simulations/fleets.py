@@ -23,6 +23,7 @@ class Shape:
     nfs_size: int = 0  # members of each group; about half of the fleet is in one
     domains: int = 2
     priorities: bool = False  # hosts of all four, and narrow budgets towards some
+    uplinks: tuple[int, ...] = ()  # megabytes per second, one drawn for each host; none: as the provider has it
 
 
 USUAL = Shape()
@@ -36,7 +37,8 @@ def invent_fleet(random: Random, count: int, shape: Shape = USUAL) -> Fleet:
         role = random.choice(("training", "selfplay", "worker"))
         name = f"node-{index:02d}"
         address = f"10.0.{index // 250}.{index % 250 + 1}:7946"
-        hosts[name] = Host(name, address, provider, region, role=role)
+        limit = Bandwidth.megabytes(random.choice(shape.uplinks)) if shape.uplinks else None
+        hosts[name] = Host(name, address, provider, region, role=role, bandwidth_limit=limit)
     names = sorted(hosts)
     if count >= 5:
         hosts[names[-1]] = replace(hosts[names[-1]], excluded=True)

@@ -41,6 +41,8 @@ class Options:
     rehearsal: bool = False  # the users only add; what is lost is reported, not judged
     settled: bool = False  # the nodes have known each other for long when time begins
     budgets: bool = False  # uplinks are shared by budgets and priorities, as in the agent
+    broadcast_bytes: int = 0  # of the one artifact that goes to all; 0: users are at work instead
+    deaths: int = 0  # of its receivers, on the way
     equal_latency_ms: int = 0  # every message takes so long; 0: as the domains have it
 
 
@@ -208,6 +210,21 @@ def swarm(random: Random, nodes: int | None) -> Options:
         ),
         storm=random.random() < 0.1,
         upgrade=random.random() < 0.1,
+    )
+
+
+def broadcast(random: Random, nodes: int | None) -> Options:
+    """100 GB from one node to all, over uplinks that differ, while one in twenty dies."""
+    count = nodes or random.randint(8, 30)
+    return Options(
+        nodes=count,
+        busy_ms=60_000,
+        heal_ms_max=4 * 3_600_000,
+        capacity_bytes=400 * GIB,
+        settled=True,
+        shape=Shape(domains=3, uplinks=(25, 50, 100, 125)),
+        broadcast_bytes=100_000_000_000,
+        deaths=count // 20,
     )
 
 

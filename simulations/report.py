@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from protocol.values import State
+from simulations.broadcast import Broadcast
 from simulations.losses import Loss, at_risk, losses
 from simulations.workers import Workers
 from simulations.world import World
@@ -36,6 +37,7 @@ class Report:
     at_risk: int = 0
     refused: int = 0
     steps: int = 0
+    figures: tuple[tuple[str, float], ...] = ()  # of a broadcast
 
     @property
     def passed(self) -> bool:
@@ -67,6 +69,7 @@ def report(world: World, scenario: str, command: str) -> Report:
         at_risk=at_risk(world.oracle),
         refused=world.clients.refused if isinstance(world.clients, Workers) else 0,
         steps=world.schedule.steps,
+        figures=tuple(world.clients.figures().items()) if isinstance(world.clients, Broadcast) else (),
     )
 
 

@@ -33,6 +33,7 @@ SCENARIOS: dict[str, str] = {
     "rolling-restart": "an upgrade: nodes come back one by one and say more than the others understand",
     "flaky-wan": "links that lose, delay, clog, work one way only, and part the fleet now and then",
     "swarm": "fleet, faults and their rates are all drawn from the seed",
+    "broadcast": "100 GB from one node to all, over uplinks that differ, while some die on the way",
     "rehearsal": "a fleet at work, and exactly what --kill, --partition and --fill say",
 }
 _OPTIONS: dict[str, Callable[[Random, int | None], Options]] = {
@@ -46,6 +47,7 @@ _OPTIONS: dict[str, Callable[[Random, int | None], Options]] = {
     "rolling-restart": o.rolling_restart,
     "flaky-wan": o.flaky_wan,
     "swarm": o.swarm,
+    "broadcast": o.broadcast,
     "rehearsal": o.rehearsal,
 }
 

@@ -37,6 +37,7 @@ class Verdict:
         counts = (
             ("unsettled debts", len([d for d in replica.debts.open.values() if not self._hopeless(d.record)])),
             ("transfers coming in", len(replica.receiving.incoming)),
+            ("artifacts being pulled", len(replica.swarming.under_way)),
             ("digests arriving", len(replica.receiving.arriving)),
             ("offers open", sum(len(lane.offers) for lane in replica.sending.lanes.values())),
             ("commits under way", len(replica.ctx._started)),

@@ -11,6 +11,7 @@ from random import Random
 
 from protocol.fleet import Fleet
 from protocol.values import NodeId, StoreId
+from simulations.broadcast import Broadcast
 from simulations.clients import Clients
 from simulations.disks import LocalDisk, StoreDisk
 from simulations.driver import SimNode
@@ -54,8 +55,8 @@ class World:
         if options.budgets:
             self.around.streams.uplinks = Uplinks(self.schedule, fleet, self.oracle)
         self._build()
-        users = Workers if options.rehearsal else Clients
-        self.clients: Clients | Workers = users(self.around, self.nodes, options, seed)
+        users = Broadcast if options.broadcast_bytes else Workers if options.rehearsal else Clients
+        self.clients: Clients | Workers | Broadcast = users(self.around, self.nodes, options, seed)
         self.faults = Faults(self.around, self.nodes, options, seed)
         self.script = Script(self.around, self.nodes, options.script)
         self.verdict = Verdict(self.around, self.nodes)
@@ -103,6 +104,8 @@ class World:
         self.faults.heal()
         self.settle()
         self.verdict.judge()
+        if isinstance(self.clients, Broadcast):
+            self.clients.judge()
         self.inspection.judge()
 
     def settle(self) -> None:

@@ -20,7 +20,7 @@ MEASURES = (
     "scenario", "seed", "nodes", "coverage", "hops", "seconds_to_full", "copies_per_node", "bytes_per_node_per_second",
     "accepted", "refused", "at_risk", "lost", "violations", "trace_hash", "reproduce",
 )  # fmt: skip
-FIELDS = (*MEASURES, "passed", "losses", "remedies", "shrunk")
+FIELDS = (*MEASURES, "passed", "losses", "remedies", "shrunk", "figures")
 REHEARSAL = "rehearsal"
 Texts = tuple[str, ...]
 
@@ -62,7 +62,7 @@ def simulate(
     With --kill, --partition or --fill the scenario is rehearsal.
 
     Scenarios: first-light (the default), convergence, crash, disk-full, partition, spot-storm, nfs-fleet,
-    rolling-restart, flaky-wan, swarm, rehearsal.
+    rolling-restart, flaky-wan, swarm, broadcast, rehearsal.
     """
     from simulations import Case, Request
 
@@ -128,6 +128,7 @@ def _facts(case: Case, report: Report) -> dict[str, Any]:
     from simulations.shrink import shrink
 
     facts = asdict(report) | {"violations": list(report.violations), "passed": report.passed, "shrunk": None}
+    facts["figures"] = dict(report.figures)
     facts["losses"] = [asdict(loss) for loss in report.losses]
     facts["remedies"] = [asdict(remedy) for remedy in remedies(case, report)]
     if report.violations:
@@ -169,7 +170,8 @@ def _print_report(facts: dict[str, Any]) -> None:
         "bytes_per_node_per_second": f"{in_bytes(facts['bytes_per_node_per_second'])}/s",
         "violations": len(facts["violations"]),
     }
-    print_table(["measure", "value"], [(name.replace("_", " "), shown[name]) for name in MEASURES])
+    measured = [(name, shown[name]) for name in MEASURES] + list(facts["figures"].items())
+    print_table(["measure", "value"], [(name.replace("_", " "), value) for name, value in measured])
     for violation in facts["violations"]:
         print(f"violation: {plain(violation)}")
     if facts["shrunk"] and facts["shrunk"]["reproduce"] != facts["reproduce"]:
