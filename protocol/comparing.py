@@ -2,7 +2,7 @@
 
 | node A | node B |
 |---|---|
-| each interval, and soon after news: its first 64 cells to one peer → | reads the difference off its own and these |
+| each interval, and soon after news: its first 64 cells → | reads the difference off its own and these |
 | | resolved: ← the rows that A lacks, and `Lacking`, the fingerprints of those that B lacks |
 | the rows that B lacks → | not resolved: ← `CellsWanted`, as many as the estimate needs, and once more from the top |
 | | too many for cells: ← all its fingerprints in sorted pages (`Prints`) |
@@ -65,16 +65,22 @@ class Comparing:
             self._send_cells(peer, PREFIX_CELLS)
 
     def tick(self) -> None:
-        """Our sketch to a random peer each interval, and soon after news has settled."""
+        """Our sketch to a random peer each interval, and, after news, to those whom a death would have cut off."""
         now = self.ctx.now_ms
         if now >= self._forget_due_ms:
             self._forget_due_ms = now + RETRY_MS_MAX
             self._tried = {key: tried for key, tried in self._tried.items() if now < tried[1] + RETRY_MS_MAX}
-        due = now >= self._due_ms or (self._changed_ms and now - self._changed_ms >= QUIET_MS)
-        if due and self.members.sessions:
-            self._due_ms = now + int(self.ctx.routing.gossip_interval_seconds * 1000)
+        if not self.members.sessions:
+            return
+        peers: list[NodeId] = []
+        if self._changed_ms and now - self._changed_ms >= QUIET_MS:
             self._changed_ms = 0
-            self._send_cells(self.random.choice(sorted(self.members.sessions)), PREFIX_CELLS)
+            peers += self.members.beyond()
+        if now >= self._due_ms:
+            self._due_ms = now + int(self.ctx.routing.gossip_interval_seconds * 1000)
+            peers.append(self.random.choice(sorted(self.members.sessions)))
+        for peer in dict.fromkeys(peers):
+            self._send_cells(peer, PREFIX_CELLS)
 
     # --- what peers send ---
 

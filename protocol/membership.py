@@ -186,6 +186,10 @@ class Membership:
         """Whom to tell what is new: the next live node with a session on each ring."""
         return self.swim.neighbours()
 
+    def beyond(self) -> Sequence[NodeId]:
+        """Those behind the neighbours on the rings, who miss what is new when one of these has just died."""
+        return self.swim.beyond()
+
     def standing(self, node: NodeId) -> Standing:
         """As we see it; whom we have never heard of counts as dead."""
         entry = self.swim.view.get(node)

@@ -80,6 +80,11 @@ class Rings:
         second = [other for other in self.b.walk(node, 2, is_alive) if other not in first]
         return (*first, *second[:1])
 
+    def beyond(self, node: NodeId, is_alive: IsAlive) -> tuple[NodeId, ...]:
+        """Who is left out when a neighbour of `node` has just died and nobody knows: the next but one on each ring."""
+        following = (*self.a.walk(node, 2, is_alive)[1:], *self.b.walk(node, 2, is_alive)[1:])
+        return tuple(dict.fromkeys(following))
+
     def probed_by(self, node: NodeId, is_alive: IsAlive) -> tuple[NodeId, ...]:
         """Whom `node` probes: its next live nodes on ring A."""
         return tuple(self.a.walk(node, PROBERS, is_alive))

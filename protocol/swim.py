@@ -120,6 +120,10 @@ class Swim:
         """Whom to tell what is new: the next live node on each ring with which a session stands."""
         return self.circle.told()
 
+    def beyond(self) -> tuple[NodeId, ...]:
+        """With whom to compare after news: those behind the neighbours, who miss it when one of these has just died."""
+        return self.circle.rings.beyond(self.circle.node, self.circle.reaches)
+
     # --- inputs ---
 
     def tick(self, now_ms: int, lag_ms: int = 0) -> list[Output]:

@@ -88,6 +88,17 @@ def test_a_sketch_follows_news_within_two_ticks() -> None:
     assert [message for _, message in sketches][-1] == cells(alpha)
 
 
+def test_after_news_those_behind_the_neighbours_are_compared_with() -> None:
+    """They miss it when a neighbour has just died and nobody knows."""
+    alpha = ready().connect("delta", "epsilon", "zeta")
+    alpha.accepted(NAME, 5)
+    told = {peer for peer, _ in sent(alpha.effects, m.RowsMessage)}
+    sketches = {peer for peer, _ in sent(alpha.tick(QUIET_MS) + alpha.tick(QUIET_MS), m.CellsMessage)}
+    assert sketches == set(alpha.replica.members.beyond())
+    assert len(sketches) == 2
+    assert sketches - told
+
+
 def test_of_two_that_meet_and_differ_the_one_with_the_smaller_id_begins() -> None:
     alpha, beta = (Bench(node).boot() for node in ("alpha", "beta"))
     begun = [

@@ -51,6 +51,17 @@ def test_a_flood_reaches_every_node_in_few_hops_and_two_copies_each(count: int) 
         assert copies / count <= 2.1
 
 
+@pytest.mark.parametrize("count", [3, 8, 500])
+def test_whoever_a_dead_neighbour_would_have_told_is_compared_with(count: int) -> None:
+    rings = Rings.build(fleet(count))
+    for node in rings.a.order:
+        beyond = rings.beyond(node, everybody)
+        assert rings.a.walk(node, 2, everybody)[1] in beyond
+        assert rings.b.walk(node, 2, everybody)[1] in beyond
+        assert node not in beyond
+        assert len(beyond) == len(set(beyond)) <= 2
+
+
 def test_a_flood_goes_past_the_dead_that_are_known() -> None:
     members = fleet(1_000)
     dead = {node for node, _ in Random(3).sample(members, 300)}
