@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 WORKERS ?= 2
 
-.PHONY: help demo test lint lint-deploy types bench bench-swarm bench-peers bench-budgets mutants soak nightly bundle fleet-test clean
+.PHONY: help demo test lint lint-deploy types bench bench-swarm bench-peers bench-budgets mutants soak nightly bundle fleet-test fleet-test-short clean
 
 help:            ## what there is
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -38,6 +38,9 @@ bundle: $(STAMP) ## what hosts without internet are installed from: dist/spore-b
 
 fleet-test: $(STAMP) ## the roll-out, on hosts of its own with systemd and sshd (root)
 	$(BIN)/python -m tests.fleet full
+
+fleet-test-short: $(STAMP) ## what CI runs of it: three hosts, installed, upgraded under load, a bad release
+	$(BIN)/python -m tests.fleet short
 
 bench: $(STAMP)  ## figures: pytest-benchmark, then whole agents
 	$(BIN)/pytest -q -p no:xdist tests/bench_*.py --benchmark-only --benchmark-columns=min,median,max,rounds

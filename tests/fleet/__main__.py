@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -30,11 +31,12 @@ def missing() -> str:
     if os.geteuid() != 0:
         return "it makes namespaces and mounts, which only root may: run it as root"
     absent = [tool for tool in NEEDED if shutil.which(tool) is None]
-    return (
-        f"it needs {', '.join(absent)}: install them (tests/setup/system.sh does on Debian and Ubuntu)"
-        if absent
-        else ""
-    )
+    if absent:
+        return f"it needs {', '.join(absent)}: install them (tests/setup/system.sh does on Debian and Ubuntu)"
+    probe = ["unshare", "--mount", "--net", "--pid", "--fork", "mount", "-t", "cgroup2", "cgroup2", "/mnt"]
+    if subprocess.run(probe, capture_output=True, check=False).returncode != 0:
+        return "this root may not make namespaces and mounts, as in a container: run it on a machine"
+    return ""
 
 
 def main() -> int:

@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from agreement import AGREEMENT_BREAKAGES
 from asked import ASKED_BREAKAGES
 from breakages import BREAKAGES, Breakage
+from rollout import ROLLOUT_BREAKAGES
 
 ROOT = Path(__file__).resolve().parents[2]
 COPIED = ("protocol", "storage", "node", "simulations", "tests", "pyproject.toml", "distributed_hosts.yaml")
@@ -112,7 +113,7 @@ def unbroken(line: str) -> str:
 def main(words: list[str]) -> int:
     chosen = [
         b
-        for b in (*BREAKAGES, *ASKED_BREAKAGES, *AGREEMENT_BREAKAGES)
+        for b in (*BREAKAGES, *ASKED_BREAKAGES, *AGREEMENT_BREAKAGES, *ROLLOUT_BREAKAGES)
         if all(word.lower() in f"{b.heading} {b.name}".lower() for word in words)
     ]
     lines = list(dict.fromkeys(breakage.command for breakage in chosen))
