@@ -91,6 +91,8 @@ class Spread:
     near_asked: int = 0
     far: int = 0
     far_asked: int = 0
+    near_got: int = 0  # as `near`, those who cannot be asked for them included: they were passed on all the same
+    far_got: int = 0
     near_seed: bool = False
     full: bool | None = None  # whether we may bring nothing new; None: not counted yet
     planes: list[int] = field(default_factory=list)  # bit k of each piece's count of holders, fetchers but us

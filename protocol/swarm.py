@@ -312,15 +312,15 @@ class Swarm:
         return spread.full
 
     def _counts_full(self, spread: Spread, now_ms: int) -> bool:
-        if not any(not source.seed and self._speaks(source, now_ms) for source in self.sources.values()):
+        if not self.serves or not any(not s.seed and self._speaks(s, now_ms) for s in self.sources.values()):
             return False  # there is nobody to pass them on to
         beside_us = self._beside_us(spread)
         coming = sum(1 for ask in self.asks.values() if not beside_us >> ask.piece & 1)
         return (self._brought & ~beside_us).bit_count() + coming >= self._alone_max()
 
     def _beside_us(self, spread: Spread) -> int:
-        """What the other fetchers of our domain have; of all, when there are none, or a seed serves them here."""
-        return spread.near if self._counts_mates(spread) else spread.near | spread.far
+        """What the other fetchers of our domain have got; all, when there are none here, or a seed serves them here."""
+        return spread.near_got if self._counts_mates(spread) else spread.near_got | spread.far_got
 
     def _counts_mates(self, spread: Spread) -> bool:
         mates = any(not source.seed and source.domain == self.domain for source in self.sources.values())
@@ -358,19 +358,25 @@ class Swarm:
 
     def _share(self) -> Shares:
         if self._shares is None:
-            domains = {node: domain for node, (domain, serves) in self.fetchers.items() if serves}
-            if self.serves or not domains:
-                domains[self.own] = self.domain
+            known = {**self.fetchers, self.own: (self.domain, self.serves)}
+            owners = {node: domain for node, (domain, serves) in known.items() if serves}
             seeded = [source.domain for source in self.sources.values() if source.seed]
-            self._shares = Shares.of(domains, seeded, self.layout.pieces)
+            first = Shares.of(owners or {self.own: self.domain}, seeded, self.layout.pieces).first
+            if self.domain not in owners.values():  # nobody here passes anything on: each brings what it needs
+                owners[self.own] = self.domain
+            self._shares = Shares(Shares.of(owners, seeded, self.layout.pieces).owned, first)
         return self._shares
 
     def _spread(self, now_ms: int) -> Spread:
         spread = Spread()
         for source in self.sources.values():
+            near = source.domain == self.domain
+            if near and not source.seed:
+                spread.near_got |= source.have
+            elif not source.seed:
+                spread.far_got |= source.have
             if not source.serves or source.rests_until_ms > now_ms:
                 continue
-            near = source.domain == self.domain
             if source.seed:
                 spread.near_seed |= near
                 continue

@@ -35,6 +35,7 @@ class World:
     source_domain: str = "d0"
     uplinks: Mapping[str, int] = field(default_factory=dict)
     deaths: Mapping[str, int] = field(default_factory=dict)
+    deaf: tuple[str, ...] = ()  # cannot be dialled: they pass nothing on
     seed: int = 1
     now: int = 0
     wasted: int = 0
@@ -54,10 +55,10 @@ class World:
 
     def _swarm(self, name: str) -> Swarm:
         chance = Random(f"{self.seed}/{name}")
-        swarm = Swarm(name, self.domain[name], True, self.size, (), chance, count(1), 0)
+        swarm = Swarm(name, self.domain[name], name not in self.deaf, self.size, (), chance, count(1), 0)
         swarm.seed(SOURCE, self.source_domain, True)
         for other in self.names:
-            swarm.fetcher(other, self.domain[other], True)
+            swarm.fetcher(other, self.domain[other], other not in self.deaf)
         return swarm
 
     def run(self) -> World:
@@ -213,6 +214,23 @@ def test_when_the_source_dies_what_both_have_together_is_had_by_both() -> None:
     assert first.have == second.have
     assert first.have.bit_count() >= 0.4 * first.layout.pieces
     assert first.hopeless(world.now)
+
+
+@pytest.mark.parametrize("domains", [1, 2])
+@pytest.mark.parametrize("source_domain", ["d0", "elsewhere"])
+@pytest.mark.parametrize("deaf", [("n000",), ("n001",)])
+def test_a_receiver_that_nobody_can_dial_holds_nobody_up(
+    deaf: tuple[str, ...], domains: int, source_domain: str
+) -> None:
+    world = World(2, domains=domains, source_domain=source_domain, deaf=deaf).run()
+    beside_the_source = domains == 2 and source_domain == world.domain[deaf[0]]  # what it has cannot leave the domain
+    assert max(world.done.values()) <= (2.1 if beside_the_source else 1.25) * world.size / UPLINK
+    assert world.sent_in_all <= 1.01
+
+
+def test_receivers_that_nobody_can_dial_get_all_from_the_source() -> None:
+    world = World(2, deaf=("n000", "n001")).run()
+    assert max(world.done.values()) <= 2.1 * world.size / UPLINK
 
 
 # --- one to many ---
