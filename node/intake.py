@@ -153,26 +153,28 @@ class Intake:
         """A watched file, or a folder with all that was in it, is gone: withdraw, never delete."""
         self.queue.pop(path.as_posix(), None)
         self.databases.pop(path.as_posix(), None)
-        self._spawn(self._withdraw_missing(path.as_posix()))
+        self._spawn(self._withdraw_missing(path.as_posix(), seen=True))
 
-    async def _withdraw_missing(self, below: str = "") -> None:
+    async def _withdraw_missing(self, below: str = "", seen: bool = False) -> None:
         """State that what is not there any more is not held: a path and all below it, or (below nothing) everywhere."""
         place = self.manifest.place(below) if below else None
         if place is not None:
-            await self._withdraw_if_missing([place])
+            await self._withdraw_if_missing([place], seen)
         after = f"{below}/" if below else ""
         while page := await self.manifest.queries.places(after, PLACES_PAGE):
             inside = [place for place in page if not below or place.path.startswith(f"{below}/")]
-            await self._withdraw_if_missing(inside)
+            await self._withdraw_if_missing(inside, seen)
             if len(inside) < len(page):
                 return
             after = page[-1].path
 
-    async def _withdraw_if_missing(self, places: list[Place]) -> None:
+    async def _withdraw_if_missing(self, places: list[Place], seen: bool) -> None:
+        """`seen`: they went while we watched; what we took away ourselves is no user's deletion."""
         loop = asyncio.get_running_loop()
         missing = await loop.run_in_executor(self.threads, self.depot.missing, places)
         for place in missing:
-            self.post(Withdrawn(place, f"{place.path} was deleted or moved by a user"))
+            by_user = seen and not self.depot.took_away(place.path)
+            self.post(Withdrawn(place, f"{place.path} was deleted or moved by a user", removed=by_user))
 
     def is_known(self, path: str, status: os.stat_result) -> bool:
         """Whether this very file is already kept, or was published by us."""

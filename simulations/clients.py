@@ -55,7 +55,7 @@ class Clients:
             (self._await, 10),
             (self._change, 8),
             (self._remove_file, 5),
-            (self._remove, 4),
+            (self._remove, self.options.deletes),
             (self._flush, 2),
         )
         acts = [act for act, _ in operations]

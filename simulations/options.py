@@ -38,6 +38,7 @@ class Options:
     script: tuple[Action, ...] = ()  # what happens at a stated moment, beside what the seed draws
     storm: bool = False  # every ephemeral machine is taken away, within seconds
     upgrade: bool = False  # one node after the other is restarted with a later version
+    deletes: int = 4  # how often users delete names, where all they do together is some 95
     rehearsal: bool = False  # the users only add; what is lost is reported, not judged
     settled: bool = False  # the nodes have known each other for long when time begins
     budgets: bool = False  # uplinks are shared by budgets and priorities, as in the agent
@@ -150,6 +151,22 @@ def nfs_fleet(random: Random, nodes: int | None) -> Options:
         shape=Shape(nfs_size=random.randint(2, 4)),
         faults_per_second=0.4,
         weights=(("fuse", 6), ("kill", 3), ("power", 2), ("stall", 2), ("fill", 1), ("leave", 1)),
+    )
+
+
+def deletes(random: Random, nodes: int | None) -> Options:
+    """Names that are deleted and written again, while halves of the fleet part, and nodes die and come back."""
+    first_ms = random.randint(2_000, 5_000)
+    end_ms = first_ms + random.randint(6_000, 15_000)
+    return Options(
+        nodes=nodes or random.randint(3, 5),
+        busy_ms=end_ms + 3_000,
+        operations=30,
+        large_share=0.0,
+        deletes=45,
+        script=(Action("halve", first_ms, end_ms),),
+        faults_per_second=0.2,
+        weights=(("kill", 3), ("fuse", 2), ("set_back", 1), ("one_way", 1), ("leave", 1)),
     )
 
 

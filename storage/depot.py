@@ -176,6 +176,10 @@ class Depot:
             self._lookups.save_leaves(digest, hashed.leaves)
         return hashed.leaves
 
+    def took_away(self, relpath: str) -> bool:
+        """Whether we removed the file at this path ourselves, or moved it aside, lately."""
+        return self._places.took_away(relpath)
+
     def knows(self, relpath: str, stamp: Stamp) -> bool:
         """Whether the file at this path, in this state, is one we published or accepted: a scan lets it be."""
         return self._places.knows(relpath, stamp)
@@ -435,6 +439,7 @@ class Depot:
                 self._files.mkdir(aside)
             with sentences(f"set the damaged {place.path} aside"):
                 folder = walk(self._files, self.store.root, checked_parts(place.path)[:-1])
+                self._places.taking_away(place.path)
                 self._files.rename(self.store.root / place.path, aside / f"{place.digest.hex()}-{time.time_ns()}")
                 self._files.fsync_dir(aside)
                 self._files.fsync_dir(folder.path)
@@ -480,6 +485,7 @@ class Depot:
                 return True  # its folder is synced all the same: an earlier removal may have failed there
             if stamp_of(status) != place_stamp(place):
                 raise StoreError(f"{place.path} was changed since, so it is a user's file now and stays")
+            self._places.taking_away(place.path)
             self._files.unlink(folder.path / parts[-1])
             return True
 

@@ -49,6 +49,7 @@ class Places:
         self._lock = threading.Lock()
         self._recent: OrderedDict[str, Place] = OrderedDict()
         self._by_digest: dict[Digest, dict[str, Place]] = {}
+        self._taken_away: OrderedDict[str, None] = OrderedDict()  # the latest paths
 
     def of(self, digest: Digest) -> tuple[Place, ...]:
         """Places of a digest: committed ones first. A recent word about a path replaces the committed one."""
@@ -80,6 +81,18 @@ class Places:
             while len(self._recent) > RECENT_MAX:
                 self._drop(next(iter(self._recent)))
         return before
+
+    def taking_away(self, path: str) -> None:
+        """We are about to remove the file at a path ourselves, or to move it aside."""
+        with self._lock:
+            self._taken_away[path] = None
+            while len(self._taken_away) > RECENT_MAX:
+                self._taken_away.popitem(last=False)
+
+    def took_away(self, path: str) -> bool:
+        """Whether its absence is our own doing: no user deleted it."""
+        with self._lock:
+            return path in self._taken_away
 
     def drop(self, path: str) -> None:
         with self._lock:

@@ -30,6 +30,7 @@ SCENARIOS = (
     "spot-storm",
     "nfs-fleet",
     "rolling-restart",
+    "deletes",
     "flaky-wan",
     "first-light",
     "crash",

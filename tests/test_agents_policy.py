@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from node.cli.failures import CommandFailed
 from node.local_fleet import LocalFleet
-from tests.agents import GENEROUS_SECONDS, HOSTS, running
+from tests.agents import GENEROUS_SECONDS, HOSTS, durable, running, written
 from tests.sshd import sshd_in
 
 pytestmark = pytest.mark.processes
@@ -17,7 +18,8 @@ pytestmark = pytest.mark.processes
 
 @pytest.fixture(scope="module")
 def fleet() -> Iterator[LocalFleet]:
-    kinds = {"npz": {"paths": ["training/*.npz"], "strategy": "pull", "min_copies": 1, "versions": 1}}
+    kinds: dict[str, Any] = {"npz": {"paths": ["training/*.npz"], "strategy": "pull", "min_copies": 1, "versions": 1}}
+    kinds["notes"] = {"paths": ["notes/*"], "delete": "propagate"}
     hosts = {**HOSTS, "d": {"provider": "four", "receive": {"model": False}}}
     with running(hosts, sections={"kinds": kinds}) as fleet:
         yield fleet
@@ -80,6 +82,27 @@ def test_expiry_removes_what_matches_and_is_old_and_nothing_else(fleet: LocalFle
         "the deletes are heard of",
         GENEROUS_SECONDS,
     )
+
+
+def test_a_user_who_deletes_a_watched_file_deletes_it_everywhere_only_where_the_kind_says_so(
+    fleet: LocalFleet,
+) -> None:
+    for path, kind in (("notes/gone", "notes"), ("checkpoints/kept", "checkpoint")):
+        file = written(fleet, "a", path, path.encode())
+        durable(fleet, "a", f"{kind}/{path}")
+        fleet.until(lambda file=file: file.exists() and not unknown(fleet, file), "it is known", GENEROUS_SECONDS)  # type: ignore[misc]
+        file.unlink()
+    fleet.until(lambda: fleet.where("c", "notes/notes/gone") is None, "the delete is heard of", GENEROUS_SECONDS)
+    assert fleet.where("c", "checkpoint/checkpoints/kept") is not None
+    fleet.until(
+        lambda: not any((node.root / "notes/gone").exists() for node in fleet.nodes.values()),
+        "the bytes are gone everywhere",
+        GENEROUS_SECONDS,
+    )
+
+
+def unknown(fleet: LocalFleet, file: Path) -> bool:
+    return fleet.ask("a", "status")["watcher"]["waiting"] > 0
 
 
 def test_one_node_copies_outside_the_fleet_and_all_know_that_it_is_done(tmp_path: Path) -> None:

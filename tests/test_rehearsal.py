@@ -54,12 +54,15 @@ def test_a_swarm_of_seeds_breaks_no_promise(first: int) -> None:
         assert report.coverage == 1.0
 
 
-@pytest.mark.parametrize("scenario", ["partition", "spot-storm", "nfs-fleet", "rolling-restart", "flaky-wan"])
+@pytest.mark.parametrize(
+    "scenario", ["partition", "spot-storm", "nfs-fleet", "deletes", "rolling-restart", "flaky-wan"]
+)
 def test_a_scenario_breaks_no_promise_and_is_what_it_says(scenario: str) -> None:
     knobs = {
         "partition": "partition_cut",
         "spot-storm": "vanished",
         "nfs-fleet": "crash_between_effects",
+        "deletes": "partition_cut",
         "rolling-restart": "unknown_message",
         "flaky-wan": "packet_sent_again",
     }

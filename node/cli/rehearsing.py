@@ -62,7 +62,7 @@ def simulate(
     With --kill, --partition or --fill the scenario is rehearsal.
 
     Scenarios: first-light (the default), convergence, crash, disk-full, partition, spot-storm, nfs-fleet,
-    rolling-restart, flaky-wan, swarm, broadcast, rehearsal.
+    deletes, rolling-restart, flaky-wan, swarm, broadcast, rehearsal.
     """
     from simulations import Case, Request
 
