@@ -134,7 +134,7 @@ def test_an_unknown_scenario_is_refused_with_the_known_ones() -> None:
         run("no-such")
     assert list(SCENARIOS) == [
         *("first-light", "convergence", "crash", "disk-full", "partition", "spot-storm", "nfs-fleet"),
-        *("deletes", "rolling-restart", "flaky-wan", "swarm", "rehearsal"),
+        *("deletes", "rolling-restart", "flaky-wan", "swarm", "broadcast", "rehearsal"),
     ]
 
 
