@@ -236,14 +236,18 @@ def hashes_below(root: Path) -> dict[str, list[Path]]:
     files = [
         path
         for path in sorted(root.rglob("*"))
-        if path.is_file() and not path.name.endswith(("-wal", "-shm", ".db")) and "staging" not in path.parts
+        if path.is_file() and not path.name.endswith(("-wal", "-shm", ".db")) and _keeps_content(path.relative_to(root))
     ]
     files += [path for path in sorted(root.rglob("*.db")) if "peers" in path.relative_to(root).parts]
-    files = [path for path in files if path.parent.name != "claims" and path != root / ".spore/store"]
     found: dict[str, list[Path]] = {}
     for digest, path in zip(_hashes(files), files, strict=True):
         found.setdefault(digest, []).append(path)
     return found
+
+
+def _keeps_content(path: Path) -> bool:
+    """In our own folder, only what lies in these two is a copy of anything; the rest is what agents note."""
+    return path.parts[0] != ".spore" or path.parts[1] in ("versions", "quarantine")
 
 
 def _hashes(files: list[Path]) -> list[str]:
