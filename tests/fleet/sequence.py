@@ -47,6 +47,12 @@ def run_again_it_changes_nothing(fleet: Fleet) -> None:
     assert set(recap.changed.values()) == {0}, recap.changed
 
 
+def the_status_of_the_fleet_is_one_line_a_host(fleet: Fleet) -> None:
+    recap = fleet.play("status.yml")
+    assert set(recap.changed.values()) == {0}
+    assert recap.output.count(f"{len(fleet.hosts)} alive, 0 down, 0 at risk") == len(fleet.hosts), recap.output[-3_000:]
+
+
 def an_upgrade_under_load_loses_nothing(fleet: Fleet) -> None:
     load = Load(fleet, "gamma")
     load.start()
@@ -183,6 +189,7 @@ FORMS: Mapping[str, tuple[Step, ...]] = {
     "full": (
         check_mode_on_empty_hosts_succeeds_and_changes_nothing,
         *CORE,
+        the_status_of_the_fleet_is_one_line_a_host,
         a_rollback_returns_to_the_release_before,
         a_drained_node_stops_and_nothing_depends_on_it,
         a_killed_agent_is_started_again,
