@@ -282,7 +282,7 @@ def _rsync_database(
     with peers.sshd(folder / "sshd", link) as daemon:
         wire, began = link.carried_bytes(), time.perf_counter()
         ssh = peers.ssh_command(daemon)
-        ran([*link.near, "rsync", "--no-whole-file", "-e", ssh, str(source), f"{link.addresses[1]}:{target}"])
+        ran([*link.near, "rsync", "-I", "--no-whole-file", "-e", ssh, str(source), f"{link.addresses[1]}:{target}"])
         synced(target)
         seconds = time.perf_counter() - began
         table.add(
