@@ -41,6 +41,7 @@ from tests.peers import Link, LinkedFleet, Syncthing, cpu_of, fresh, ran, synced
 
 HOSTS = {"a": {"provider": "one"}, "b": {"provider": "two"}}
 ROUTING = {"min_copies": 1, "settle_seconds": 0.2, "scrub_days": 0, "auto_sync_interval_seconds": 600}
+KINDS = {"checkpoint": {"paths": ["checkpoints/*"]}, "npz": {"paths": ["sets/**/*.npz"]}}
 PROBE_SECONDS = 0.01
 Row = tuple[str, dict[str, float]]  # what was measured, and its figures
 
@@ -95,7 +96,7 @@ def peak_mib(fleet: LinkedFleet) -> float:
 
 @contextmanager
 def agents(folder: Path, link: Link | None = None, **routing: Any) -> Iterator[LinkedFleet]:
-    with LinkedFleet(folder, HOSTS, {**ROUTING, **routing}, link=link) as fleet:
+    with LinkedFleet(folder, HOSTS, {**ROUTING, **routing}, {"kinds": KINDS}, link=link) as fleet:
         fleet.start()
         fleet.until(fleet.meshed, "the agents are connected")
         yield fleet
@@ -117,7 +118,7 @@ def published(fleet: LinkedFleet, place: Callable[[Path], None], count: int = 1)
     receiver = agent_process(fleet, "b")
     receiver.send_signal(signal.SIGSTOP)
     try:
-        place(fleet.nodes["a"].root / "checkpoints")
+        place(fleet.nodes["a"].root)
         fleet.until(lambda: fleet.ask("a", "status")["at_risk"]["artifacts"] >= count, "all is accepted", 300)
     finally:
         receiver.send_signal(signal.SIGCONT)
@@ -144,7 +145,7 @@ def large(table: Table, base: Path, rounds: int, size: int) -> None:
             _curl(table, base, url, name, nginx_pid)
             _aria(table, base, url, name, nginx_pid)
             _rsync_large(table, base, source / name, daemon)
-            figures = published(fleet, lambda folder, name=name: _take(source / name, folder / name))  # type: ignore[misc]
+            figures = published(fleet, lambda root, name=name: _take(source / name, root / "checkpoints" / name))  # type: ignore[misc]
             table.add("large: spore agents", **figures)
             fleet.spore("a", "rm", f"checkpoint/checkpoints/{name}")
             (source / name).unlink()
@@ -237,9 +238,9 @@ def small(table: Table, base: Path, rounds: int, files: int) -> None:
             synced(target)
             table.add("small: rsync over ssh (aes128-gcm) + sync", seconds=time.perf_counter() - began)
 
-            def place(folder: Path, source: Path = source, number: int = number) -> None:
-                folder.mkdir(parents=True, exist_ok=True)
-                os.rename(source, folder / f"set{number}")
+            def place(root: Path, source: Path = source, number: int = number) -> None:
+                (root / "sets").mkdir(parents=True, exist_ok=True)
+                os.rename(source, root / "sets" / f"set{number}")
 
             table.add("small: spore agents", **published(fleet, place, files))
     folder = base / "st-small"
@@ -298,9 +299,10 @@ def _our_database(
         _made(copy, size)
 
         def place(root: Path) -> None:
-            root.mkdir(parents=True, exist_ok=True)
-            shutil.copy(copy, root / ".part")
-            (root / ".part").rename(root / "games.db")
+            folder = root / "checkpoints"
+            folder.mkdir(parents=True, exist_ok=True)
+            shutil.copy(copy, folder / ".part")
+            (folder / ".part").rename(folder / "games.db")
 
         published(fleet, place)
         change(copy, seed)
@@ -392,9 +394,9 @@ def control(table: Table, base: Path, rounds: int, size: int) -> None:
             over = threading.Event()
             thread = threading.Thread(target=_probe, args=(fleet, spent, over))
 
-            def place(folder: Path, content: Path = content, number: int = number) -> None:
-                folder.mkdir(parents=True, exist_ok=True)
-                content.rename(folder / f"control{number}")
+            def place(root: Path, content: Path = content, number: int = number) -> None:
+                (root / "checkpoints").mkdir(parents=True, exist_ok=True)
+                content.rename(root / "checkpoints" / f"control{number}")
 
             thread.start()
             try:
