@@ -142,6 +142,7 @@ class Receiving:
 
     def _verdicts(self, records: list[Record]) -> list[str]:
         """A verdict for each record of an offer; bytes named twice in it travel once."""
+        self.ctx.catalogue.expect((r.name for r in records), (r.digest for r in records))
         verdicts = []
         coming: set[Digest] = set()
         for record in records:
