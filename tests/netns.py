@@ -57,14 +57,15 @@ class Machines:
         for node in [*self.nodes, "net"]:
             subprocess.run(["ip", "netns", "delete", f"{self.word}-{node}"], check=False, capture_output=True)
 
-    def block(self, a: str, b: str, *ports: int) -> None:
-        """From now on no packet to or from these ports passes between the two, of standing connections neither."""
+    def block(self, a: str, b: str, *ports: int, silently: bool = True) -> None:
+        """From now on no packet to or from these ports passes between the two, of standing connections neither. It is
+        dropped, or, not `silently`, answered by a reset as a closed port does."""
+        verdict = "drop" if silently else "reject with tcp reset"
+        ends = ("dport", "sport") if silently else ("dport",)  # else the resets themselves would not come back
         listed = ", ".join(map(str, ports))
         for here, there in ((a, b), (b, a)):
             peer = self.address(there)
-            rules = [
-                f"add rule inet spore in ip saddr {peer} tcp {end} {{ {listed} }} drop" for end in ("dport", "sport")
-            ]
+            rules = [f"add rule inet spore in ip saddr {peer} tcp {end} {{ {listed} }} {verdict}" for end in ends]
             chain = "add chain inet spore in { type filter hook input priority 0; }"
             self.run(here, "nft", "-f", "-", stdin="\n".join(["add table inet spore", chain, *rules, ""]))
 

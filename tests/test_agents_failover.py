@@ -73,14 +73,16 @@ def brought(fleet: LocalFleet, number: int) -> list[str]:
     return found
 
 
+@pytest.mark.parametrize("silently", [False, pytest.param(True, marks=pytest.mark.soak)], ids=["closed", "filtered"])
 def test_a_transfer_goes_on_over_rsync_then_through_a_relay_and_comes_back(
-    world: tuple[LocalFleet, Machines],
+    world: tuple[LocalFleet, Machines], silently: bool
 ) -> None:
+    """A port that is closed refuses at once; one that is filtered lets every dial run into its time-out."""
     fleet, made = world
     assert set(brought(fleet, 1)) <= {"", "p2p_http"}
-    made.block("a", "b", PORT)
+    made.block("a", "b", PORT, silently=silently)
     assert brought(fleet, 2) == ["rsync", "rsync"]
-    made.block("a", "b", SSH_PORT)
+    made.block("a", "b", SSH_PORT, silently=silently)
     assert brought(fleet, 3) == ["relay", "relay"]
     facts = fleet.where("c", "model/models/large-3.pth")
     assert facts is not None
