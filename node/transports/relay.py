@@ -1,8 +1,8 @@
 """The gossip relay: bytes come by way of a node that both sides reach, when neither side can dial the other.
 
 The carrier is asked (`POST /v1/relay/{digest}`), fetches the artifact into its own staging as it would for a user,
-says how far it is, and then serves it to us and to nobody else, until we say that we have it or have not asked for a
-while (`relay_desk`). It never becomes a holder, and what it carries is bounded, counted and shown.
+says how far it is, and then serves it to us until we say that we have it or have not asked for a while (`relay_desk`).
+It never becomes a holder, and what it carries is bounded, counted and shown.
 """
 
 from __future__ import annotations

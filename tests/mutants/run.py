@@ -24,6 +24,7 @@ from agreement import AGREEMENT_BREAKAGES
 from asked import ASKED_BREAKAGES
 from breakages import BREAKAGES, Breakage
 from rollout import ROLLOUT_BREAKAGES
+from transports import TRANSPORT_BREAKAGES
 
 ROOT = Path(__file__).resolve().parents[2]
 COPIED = ("protocol", "storage", "node", "simulations", "tests", "pyproject.toml", "distributed_hosts.yaml")
@@ -113,7 +114,7 @@ def unbroken(line: str) -> str:
 def main(words: list[str]) -> int:
     chosen = [
         b
-        for b in (*BREAKAGES, *ASKED_BREAKAGES, *AGREEMENT_BREAKAGES, *ROLLOUT_BREAKAGES)
+        for b in (*BREAKAGES, *ASKED_BREAKAGES, *AGREEMENT_BREAKAGES, *ROLLOUT_BREAKAGES, *TRANSPORT_BREAKAGES)
         if all(word.lower() in f"{b.heading} {b.name}".lower() for word in words)
     ]
     lines = list(dict.fromkeys(breakage.command for breakage in chosen))
