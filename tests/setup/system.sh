@@ -13,6 +13,8 @@ need nft nftables
 need tc iproute2
 need b3sum b3sum
 need openssl openssl
+need shellcheck shellcheck
+need busybox busybox
 # The fleet test makes hosts of its own, which only root can.
 if [ "$(id -u)" = 0 ]; then
     need mmdebstrap mmdebstrap
