@@ -91,7 +91,10 @@ class Connection:
         try:
             request = read_request(line)
             if request.destructive and not self._trusted:
-                raise BadRequest(f"only the agent's user and root may {request.command}; use sudo", request.id)
+                content_bytes = request.arguments.get("size", 0)
+                raise BadRequest(
+                    f"only the agent's user and root may {request.command}; use sudo", request.id, content_bytes
+                )
         except BadRequest as problem:
             self._refuse(problem.request_id, str(problem), EXIT_USAGE)
             if problem.skip_bytes is None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from node.local_socket import LINE_BYTES_MAX
+from protocol.clock import HLC_MAX
 
 ID_CHARACTERS_MAX = 100  # an id is echoed in every line of its answer
 COPIES_MAX = 10_000  # no fleet is larger
@@ -30,6 +31,7 @@ class Argument:
 
 
 _TEXT = Argument(str)
+_WORD = Argument(str, "")
 _COPIES = Argument(int, 0, COPIES_MAX)
 _SECONDS = Argument(float, 0.0, SECONDS_MAX)
 _FLAG = Argument(bool, False)
@@ -43,6 +45,10 @@ COMMANDS: Mapping[str, Mapping[str, Argument]] = {
         "wait_copies": _COPIES,
         "domains": _COPIES,
         "timeout_seconds": _SECONDS,
+        "origin": _WORD,
+        "hlc": Argument(int, 0, HLC_MAX),
+        "digest": _WORD,
+        "meta": _WORD,
     },
     "get": {"name": _TEXT},
     "ls": {"glob": Argument(str, None)},
@@ -95,7 +101,7 @@ class Request:
 
     @property
     def destructive(self) -> bool:
-        return self.command in OWNERS_ONLY or bool(self.arguments.get("rebuild"))
+        return self.command in OWNERS_ONLY or bool(self.arguments.get("rebuild") or self.arguments.get("origin"))
 
 
 class BadRequest(Exception):

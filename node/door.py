@@ -37,6 +37,10 @@ class PutRequest:
     wait_copies: int = 0  # 0: answer when accepted
     domains: int = 0
     timeout_seconds: float = 0.0  # 0: wait for ever
+    origin: str = ""  # adopted: accepted by this node, which is gone; `name` is the whole name then
+    hlc: int = 0  # and stamped by it
+    digest: str = ""  # in hex: what the bytes must be
+    meta: str = ""  # JSON, a list of pairs
 
 
 @dataclass(frozen=True, slots=True)

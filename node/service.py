@@ -63,6 +63,8 @@ class Service(PolicyAnswers, SyncAnswers, TransportAnswers, NodeAnswers, SpotAns
             accepted = Accepted(digest, plain, len(content), request.mode & 0o777, f.Inline(content), None, ())
         else:
             accepted = await self._take_in(request, content)
+        if request.origin:
+            return await self.adopt(request, accepted)
         meta = (("snapshot", "sqlite"),) if kind.snapshot else ()
         number, future = self.agent.request()
         self.agent.post(
@@ -99,6 +101,8 @@ class Service(PolicyAnswers, SyncAnswers, TransportAnswers, NodeAnswers, SpotAns
         if kind is None:
             kinds = ", ".join(known.name for known in self.agent.fleet.kinds)
             raise DoorError(f"there is no kind {request.kind!r}; use one of {kinds}", EXIT_USAGE)
+        if request.origin:
+            return kind, request.name
         try:
             return kind, name_of(kind.name, request.name, self.agent.node, kind.namespace == "node")
         except NameRefused as refused:

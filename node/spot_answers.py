@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from node.door import Facts
+from node.door import EXIT_USAGE, DoorError, Facts, PutRequest
+from protocol.effects import Kept
+from protocol.events import Adopt
+from protocol.fields import WireError, as_meta, as_name, as_node
 from protocol.fleet import RESERVED_KIND
 from protocol.survival import is_too_much, measure
 from protocol.values import Holding, Record, State
+from storage.acceptance import Accepted
 
 if TYPE_CHECKING:
     from node.agent import Agent
@@ -47,6 +52,23 @@ class SpotAnswers:
                 return
             await asyncio.sleep(PRESSURE_LOOK_SECONDS)
 
+    async def adopt(self, request: PutRequest, accepted: Accepted) -> Facts:
+        """Take over an artifact of a node that is gone; its bytes are safe here already."""
+        try:
+            record = _adopted(request, accepted)
+            number, future = self.agent.request()
+            self.agent.post(Adopt(number, record, accepted.source))
+            answer = await future
+        except (WireError, ValueError, TypeError) as problem:
+            raise DoorError(f"this is no record to adopt: {problem}", EXIT_USAGE) from problem
+        finally:
+            if isinstance(accepted.source, Kept):
+                self.agent.depot.unpin(accepted.source.place)
+        if answer.error:
+            raise DoorError(answer.error)
+        facts = {"name": record.name, "digest": record.digest.hex(), "size": record.size, "kind": record.kind}
+        return {**facts, "copies": answer.copies}
+
     async def cluster_risk(self) -> list[Facts]:
         """Live versions of the whole cluster that nobody who is there holds, and those with too few copies."""
         rows: list[Facts] = []
@@ -77,6 +99,16 @@ class SpotAnswers:
             "lost": not there,
             "why": _why(record, gone, lost=not there, origin_is_there=replica.members.is_alive(record.origin)),
         }
+
+
+def _adopted(request: PutRequest, accepted: Accepted) -> Record:
+    """The record as its origin made it. Raises WireError, ValueError or TypeError with a sentence."""
+    if accepted.digest.hex() != request.digest:
+        raise ValueError(f"the bytes are not those of {request.name} that {request.origin} accepted")
+    name, origin = as_name(request.name), as_node(request.origin)
+    meta = as_meta(json.loads(request.meta or "[]"))
+    mode = request.mode & 0o777
+    return Record(name, request.hlc, origin, accepted.digest, accepted.blake3, accepted.size, mode, meta=meta)
 
 
 def _why(record: Record, gone: list[str], *, lost: bool, origin_is_there: bool) -> str:

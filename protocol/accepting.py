@@ -70,12 +70,18 @@ class Accepting:
         if put.name.startswith(RESERVED_KIND + "/") or kind is None:
             kinds = ", ".join(kind.name for kind in self.ctx.fleet.kinds)
             return f"{put.name}: there is no such kind; use one of {kinds}, or add it to the hosts file"
+        if refusal := self.refuses():
+            return refusal
+        if not self.room and put.place is None:
+            return "the disk of this node is below min_free_bytes; free some room or put it on another node"
+        return ""
+
+    def refuses(self) -> str:
+        """Why nothing at all is accepted now, or nothing."""
         if self.stopping:
             return "this agent is stopping and accepts nothing more; put it on another node"
         if not self.healthy:
             return "the disk of this node does not take writes; see `spore status` and free or repair it"
-        if not self.room and put.place is None:
-            return "the disk of this node is below min_free_bytes; free some room or put it on another node"
         return ""
 
     def _kept_already(self, put: Put, current: Record) -> bool:

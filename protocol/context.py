@@ -52,6 +52,7 @@ class Context:
     _routing: Routing | None = None
     _egress: int | None = None
     notice_seconds: float = 0.0  # before the end of this machine
+    adopted: dict[RecordKey, None] = field(default_factory=dict)  # at most what the WAL holds
     _copies: dict[tuple[str, NodeId], int] = field(default_factory=dict)
     _started: deque[Started] = field(default_factory=deque)
     _records: dict[str, dict[RecordKey, Record]] = field(default_factory=dict)
@@ -115,6 +116,10 @@ class Context:
         if kind is None or kind.expire_after_seconds is None:
             return False
         return age_ms(record.hlc, self.now_ms) > kind.expire_after_seconds * 1000
+
+    def accepted_here(self, record: Record) -> bool:
+        """Whether our own log answers for it: what was put here, and what was adopted from a disk of another node."""
+        return record.origin == self.node or record.key in self.adopted
 
     # --- effects ---
 

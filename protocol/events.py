@@ -45,6 +45,16 @@ class Put:
 
 
 @dataclass(frozen=True, slots=True)
+class Adopt:
+    """An artifact that another node accepted and could not deliver, from a disk that outlived its machine: deliver it,
+    under the stamp and the origin that it has. Its bytes are safe in `source`, and are those of the record."""
+
+    request: int
+    record: Record
+    source: Source
+
+
+@dataclass(frozen=True, slots=True)
 class Remove:
     """A user asks for an explicit delete of a name; with `before_ms`, only if its newest version is older."""
 
@@ -334,6 +344,7 @@ class Drain:
 Event = (
     Boot
     | Put
+    | Adopt
     | Remove
     | Declare
     | Await

@@ -13,6 +13,7 @@ from typing import Any, get_args
 from protocol import events as e
 from protocol import messages as m
 from protocol.accepting import Accepting
+from protocol.adopting import Adopting
 from protocol.catalogue import Catalogue
 from protocol.claims import Message as SwimMessage
 from protocol.comparing import Comparing
@@ -75,6 +76,7 @@ class Replica:
         self.publishing, self.swarming = self.receiving.publishing, self.receiving.swarming
         self.swarming.on_pieces = self.sending.progressed
         self.accepting = Accepting(ctx, self.debts, self._tell, self._owe)
+        self.adopting = Adopting(ctx, self.members, self.debts, self.accepting, self._tell, self._owe)
         self.departing = Departing(ctx, self.members, self.debts, self.leaving, self._hold_nothing_more)
         self.syncing = Syncing(ctx, self.members, self.debts, self.sending, self.receiving)
         self.settling = Settling(ctx, self.debts, self.publishing)
@@ -99,6 +101,7 @@ class Replica:
         return {
             e.Boot: self._boot,
             e.Put: self.accepting.put,
+            e.Adopt: self.adopting.adopt,
             e.Remove: self.accepting.remove,
             e.Declare: self.accepting.declare,
             e.Await: self.accepting.await_copies,
@@ -188,6 +191,8 @@ class Replica:
     def _restore(self, entry: Entry) -> None:
         """An artifact accepted in an earlier life and not released: its row may be lost, its promise is not."""
         record = entry.record
+        if record.origin != self.ctx.node:
+            self.ctx.adopted[record.key] = None
         kept = not isinstance(entry.source, Referenced)
         if self.retention.beyond(record, by_age=False):
             self.ctx.emit(Release((record,)))
@@ -327,7 +332,7 @@ class Replica:
             self.receiving.consider(wanted)
 
     def _owe(self, record: Record, kept: bool = False) -> None:
-        debt = self.debts.add(record, record.origin == self.ctx.node, kept)
+        debt = self.debts.add(record, self.ctx.accepted_here(record), kept)
         if debt is not None:
             self.sending.plan(debt)
             self.leaving.owe(debt)

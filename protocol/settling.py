@@ -27,9 +27,13 @@ class Settling:
         if not self.ctx.excluded and unnamed and not (private and self._needed_privately(record)):
             self.publishing.publish_later(record)
             return
-        self.ctx.emit(Release((record,)))
+        self._release(record)
         if self.ctx.excluded or (len(private) < len(places) and not self._needed_privately(record)):
             self._forget(private)
+
+    def _release(self, record: Record) -> None:
+        self.ctx.adopted.pop(record.key, None)
+        self.ctx.emit(Release((record,)))
 
     def _needed_privately(self, record: Record) -> bool:
         """A snapshot's private copy is the artifact itself."""
@@ -54,8 +58,8 @@ class Settling:
 
     def published(self, record: Record) -> None:
         """The final path stands (or cannot be had): what protected the bytes until now is no longer needed."""
-        if record.origin == self.ctx.node and record.key not in self.debts.open:
-            self.ctx.emit(Release((record,)))
+        if self.ctx.accepted_here(record) and record.key not in self.debts.open:
+            self._release(record)
             places = self.ctx.catalogue.places(record.digest)
             private = tuple(place for place in places if place.private)
             if len(private) < len(places) and not self._needed_privately(record):

@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 import click
 
+from node.cli.adopting import adopt
 from node.cli.broadcasting import broadcast
 from node.cli.failures import EXIT_NOT_ACHIEVED, EXIT_USAGE, CommandFailed
 from node.cli.folders import agent, check, init, join, revoke, token
@@ -27,7 +28,7 @@ COMMANDS = (
     put, get, ls, where, rm,
     status, peers, risk, events, wait, flush, verify,
     plan, pin, unpin, broadcast, age, recommend,
-    drain, remove, sync, limit, lend, renew, rotate,
+    drain, remove, adopt, sync, limit, lend, renew, rotate,
     simulate, demo,
 )  # fmt: skip
 
