@@ -58,6 +58,11 @@ class Source:
     piece_ms: int = 0  # what one has taken lately; 0: none has come
     failures: int = 0
     rests_until_ms: int = 0
+    barred: bool = False  # it sent wrong bytes: nothing more is asked of it for this artifact
+
+    def is_usable(self, now_ms: int) -> bool:
+        """Whether something may be asked of it now."""
+        return self.serves and not self.barred and self.rests_until_ms <= now_ms
 
 
 @dataclass(slots=True)
@@ -199,9 +204,9 @@ class Swarm:
         source = self.sources.get(ask.source) if ask else None
         self.why = why
         if source is not None:
-            source.failures += FAILURES_MAX if for_ever else UNREACHED_FAILURES if unreached else 1
-            rest_ms = min(REST_MS << min(source.failures - 1, 10), REST_MS_MAX)
-            source.rests_until_ms = 1 << 62 if for_ever else now_ms + rest_ms
+            source.failures += UNREACHED_FAILURES if unreached else 1
+            source.barred = source.barred or for_ever
+            source.rests_until_ms = now_ms + min(REST_MS << min(source.failures - 1, 10), REST_MS_MAX)
             source.have = source.have if source.seed else 0  # it says anew what it has
 
     def cut(self, number: int) -> None:
@@ -246,11 +251,11 @@ class Swarm:
         return ask
 
     def _usable(self, now_ms: int) -> list[Source]:
-        return [s for s in self.sources.values() if s.serves and s.have and s.rests_until_ms <= now_ms]
+        return [s for s in self.sources.values() if s.have and s.is_usable(now_ms)]
 
     def hopeless(self, now_ms: int) -> bool:
         """Whether nobody has anything that we lack: nothing is under way, and nothing may be asked for soon."""
-        sources = [s for s in self.sources.values() if s.serves and s.failures < FAILURES_MAX]
+        sources = [s for s in self.sources.values() if s.serves and not s.barred and s.failures < FAILURES_MAX]
         return not self.asks and not any(source.have & ~self.have for source in sources)
 
     def _in_order(self, usable: list[Source]) -> list[Source]:
@@ -375,7 +380,7 @@ class Swarm:
                 spread.near_got |= source.have
             elif not source.seed:
                 spread.far_got |= source.have
-            if not source.serves or source.rests_until_ms > now_ms:
+            if not source.is_usable(now_ms):
                 continue
             if source.seed:
                 spread.near_seed |= near

@@ -24,7 +24,7 @@ from node.transfers import TransferHooks, Transfers
 from node.uploading import begin_push
 from protocol.chunks import CHUNK_BYTES, Hasher
 from protocol.effects import Report
-from protocol.events import Arrived, Uploaded
+from protocol.events import Arrived, Pulled, Uploaded
 from protocol.values import Digest, Parcel, Record, Stripe
 from storage.blobs import Blob, PartialBlob
 from storage.files import FileLayer
@@ -120,6 +120,7 @@ class Heard:
 
     arrived: list[Arrived] = field(default_factory=list)
     uploaded: list[Uploaded] = field(default_factory=list)
+    pulled: list[Pulled] = field(default_factory=list)
     wrong: list[tuple[str, Digest, str]] = field(default_factory=list)
     reports: list[Report] = field(default_factory=list)
     refused: list[tuple[str, str, str]] = field(default_factory=list)
@@ -137,6 +138,10 @@ class Heard:
     def arrival(self, count: int = 1) -> Arrived:
         self.until(lambda: len(self.arrived) >= count)
         return self.arrived[count - 1]
+
+    def pull_end(self, number: int) -> Pulled:
+        self.until(lambda: any(pulled.number == number for pulled in self.pulled))
+        return next(pulled for pulled in self.pulled if pulled.number == number)
 
     def upload_end(self, count: int = 1) -> Uploaded:
         self.until(lambda: len(self.uploaded) >= count)
@@ -179,6 +184,7 @@ class Node:
                 lambda arrived: heard.add(heard.arrived, arrived),
                 lambda *told: heard.add(heard.wrong, told),
                 lambda report: heard.add(heard.reports, report),
+                lambda pulled: heard.add(heard.pulled, pulled),
             ),
             patience,
             threads=4,

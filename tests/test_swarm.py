@@ -309,6 +309,18 @@ def test_a_source_that_lied_is_never_asked_again() -> None:
     assert alone.hopeless(10**9)
 
 
+def test_a_liar_stays_one_whatever_else_it_brings() -> None:
+    """Two pieces were under way: one of them is wrong, and the other right."""
+    alone = swarm()
+    alone.seed("a", "here", True)
+    alone.listed = True
+    wrong, right = alone.next(0)
+    alone.failed(wrong.number, "it sent wrong bytes", 10, for_ever=True)
+    alone.got(right.number, 20)
+    assert alone.next(10**9) == []
+    assert alone.hopeless(10**9)
+
+
 def test_a_source_that_failed_is_asked_again_after_a_rest() -> None:
     alone = swarm()
     alone.seed("a", "here", True)

@@ -24,6 +24,7 @@ from agreement import AGREEMENT_BREAKAGES
 from asked import ASKED_BREAKAGES
 from breakages import BREAKAGES, Breakage
 from rollout import ROLLOUT_BREAKAGES
+from swarms import SWARM_BREAKAGES
 from transports import TRANSPORT_BREAKAGES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -114,7 +115,10 @@ def unbroken(line: str) -> str:
 def main(words: list[str]) -> int:
     chosen = [
         b
-        for b in (*BREAKAGES, *ASKED_BREAKAGES, *AGREEMENT_BREAKAGES, *ROLLOUT_BREAKAGES, *TRANSPORT_BREAKAGES)
+        for b in (
+            *(*BREAKAGES, *ASKED_BREAKAGES, *AGREEMENT_BREAKAGES, *ROLLOUT_BREAKAGES),
+            *(*SWARM_BREAKAGES, *TRANSPORT_BREAKAGES),
+        )
         if all(word.lower() in f"{b.heading} {b.name}".lower() for word in words)
     ]
     lines = list(dict.fromkeys(breakage.command for breakage in chosen))
