@@ -752,7 +752,7 @@ def test_simulate_prints_the_stable_fields() -> None:
     assert list(facts) == [
         *("scenario", "seed", "nodes", "coverage", "hops", "seconds_to_full", "copies_per_node"),
         *("bytes_per_node_per_second", "accepted", "refused", "at_risk", "lost", "violations"),
-        *("trace_hash", "reproduce", "passed", "losses", "remedies", "shrunk"),
+        *("trace_hash", "reproduce", "passed", "losses", "remedies", "shrunk", "figures"),
     ]
     assert (facts["scenario"], facts["seed"], facts["nodes"]) == ("convergence", 7, 3)
 
