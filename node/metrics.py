@@ -11,12 +11,17 @@ from typing import TYPE_CHECKING
 import psutil
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
 
+from protocol.survival import measure
+
 if TYPE_CHECKING:
     from node.agent import Agent
 
 GAUGES = {
     "spore_at_risk_artifacts": "artifacts accepted here that are not durable elsewhere yet",
-    "spore_at_risk_bytes": "bytes of those artifacts: what would be lost if this node died now",
+    "spore_lost_artifacts": "artifacts that nobody else has: what would be lost if this node died now",
+    "spore_lost_bytes": "bytes of those artifacts",
+    "spore_savable_bytes": "bytes of those artifacts that the provider's notice could save, at the uplink seen",
+    "spore_at_risk_bytes": "bytes of what is not durable elsewhere yet",
     "spore_at_risk_oldest_seconds": "how long the oldest of those artifacts has been at risk",
     "spore_draining": "1 while this node is drained: it accepts nothing",
     "spore_certificate_seconds": "seconds until this node's certificate ends",
@@ -60,6 +65,7 @@ class Metrics:
         usage = agent.wal.usage()
         return {
             "spore_at_risk_artifacts": len(debts),
+            **_survival(agent),
             "spore_at_risk_bytes": sum(debt.record.size for debt in debts),
             "spore_at_risk_oldest_seconds": max((agent.now_ms() - debt.since_ms for debt in debts), default=0) / 1000,
             "spore_draining": float(agent.replica.draining.active),
@@ -84,3 +90,13 @@ class Metrics:
             "spore_resident_bytes": self._process.memory_info().rss,
             "spore_cpu_seconds": sum(self._process.cpu_times()[:2]),
         }
+
+
+def _survival(agent: Agent) -> dict[str, float]:
+    replica = agent.replica
+    meter = measure(replica.debts.own_open(), replica.ctx.notice_seconds, replica.sending.uplink_rate())
+    return {
+        "spore_lost_artifacts": meter.lost_artifacts,
+        "spore_lost_bytes": meter.lost_bytes,
+        "spore_savable_bytes": meter.savable_bytes,
+    }

@@ -110,7 +110,7 @@ def until(condition, what: str, seconds: float = PATIENCE_SECONDS) -> float:  # 
     began = time.monotonic()
     while not condition():
         assert time.monotonic() - began < seconds, f"{what}: not within {seconds:g} s"
-        time.sleep(0.05)
+        time.sleep(0.25)
     return time.monotonic() - began
 
 
@@ -142,6 +142,7 @@ def machine(namespace: str, given: Path, token: str, node: str) -> Iterator[tupl
             process.wait(PATIENCE_SECONDS)
 
 
+@pytest.mark.timeout(900)
 def test_a_bare_machine_is_in_the_cluster_within_twenty_seconds_twice_in_a_row(given: Path, tmp_path: Path) -> None:
     """Of starting the script, the install included; then an artifact of it is safe, and SIGTERM to PID 1 ends it."""
     base.root()

@@ -24,9 +24,19 @@ from agreement import AGREEMENT_BREAKAGES
 from asked import ASKED_BREAKAGES
 from breakages import BREAKAGES, Breakage
 from rollout import ROLLOUT_BREAKAGES
+from spot import SPOT_BREAKAGES
 from swarms import SWARM_BREAKAGES
 from transports import TRANSPORT_BREAKAGES
 
+ALL = (
+    *BREAKAGES,
+    *ASKED_BREAKAGES,
+    *AGREEMENT_BREAKAGES,
+    *ROLLOUT_BREAKAGES,
+    *SPOT_BREAKAGES,
+    *SWARM_BREAKAGES,
+    *TRANSPORT_BREAKAGES,
+)
 ROOT = Path(__file__).resolve().parents[2]
 COPIED = ("protocol", "storage", "node", "simulations", "tests", "pyproject.toml", "distributed_hosts.yaml")
 SECONDS_MAX = 600  # a breakage that hangs is caught, too
@@ -113,14 +123,7 @@ def unbroken(line: str) -> str:
 
 
 def main(words: list[str]) -> int:
-    chosen = [
-        b
-        for b in (
-            *(*BREAKAGES, *ASKED_BREAKAGES, *AGREEMENT_BREAKAGES, *ROLLOUT_BREAKAGES),
-            *(*SWARM_BREAKAGES, *TRANSPORT_BREAKAGES),
-        )
-        if all(word.lower() in f"{b.heading} {b.name}".lower() for word in words)
-    ]
+    chosen = [b for b in ALL if all(word.lower() in f"{b.heading} {b.name}".lower() for word in words)]
     lines = list(dict.fromkeys(breakage.command for breakage in chosen))
     with ThreadPoolExecutor(WORKERS) as pool:
         for line, complaint in zip(lines, pool.map(unbroken, lines), strict=True):
