@@ -43,6 +43,7 @@ class Carriage:
             agent.told_wrong_bytes,
         )
         self.carrier = Carrier(kit, self._relays, self._refused, agent.report_from_thread)
+        agent.transfers.pulling.on_ended = self.carrier.pulled
         self.desk = RelayDesk(
             agent.node, agent.depot, self._bring, self._progress, self._relays_max, agent.report_from_thread
         )

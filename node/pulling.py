@@ -21,7 +21,7 @@ from node.runs import Lied, RunReader, SourceFailed, require
 from protocol.chunks import CHUNK_BYTES, LIST_PAGE_CHUNKS, chunk_count, split_leaves
 from protocol.effects import Pull, Report
 from protocol.events import Pulled
-from protocol.values import DIGEST_BYTES, Digest, Record, Stripe
+from protocol.values import DIGEST_BYTES, Digest, NodeId, Record, Stripe
 from storage.partials import Partial
 from storage.refusals import StoreError, WrongBytes
 
@@ -51,6 +51,9 @@ class _Task:
     job: Job = field(default_factory=Job)
 
 
+OnEnded = Callable[[Record, int, tuple[NodeId, ...], bool], None]
+
+
 class Pulling:
     """Performs `Pull` and `CutPull`; `end` closes what a fetch kept open."""
 
@@ -67,6 +70,7 @@ class Pulling:
         self._on_pulled = on_pulled
         self._on_wrong_bytes = on_wrong_bytes
         self._on_report = on_report
+        self.on_ended: OnEnded = lambda record, transfer, sources, whole: None
         self._changed = threading.Condition()
         self._targets: dict[int, _Target] = {}
         self._tasks: dict[int, _Task] = {}
@@ -112,8 +116,10 @@ class Pulling:
             self._close_unused(target)
 
     def _tell_end(self, target: _Target) -> None:
-        """How it went, in the log, when it was large and is whole."""
+        """How it went: to whom it concerns, and in the log when it was large and is whole."""
         progress = target.meter.read()
+        whole = progress.bytes_done >= progress.bytes_total
+        self.on_ended(target.record, progress.transfer, tuple(sorted(target.sources)), whole)
         if progress.bytes_done == progress.bytes_total >= LOGGED_BYTES_MIN:
             told = replace(progress, peer=", ".join(sorted(target.sources)))
             self._on_report(Report("info", "transferred", told.sentence(target.record.name)))

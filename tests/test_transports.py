@@ -522,3 +522,11 @@ def test_a_program_that_says_nothing_for_too_long_is_ended_with_all_it_started(t
 def test_rsync_is_told_its_rate_in_kibibytes() -> None:
     assert "--bwlimit=1024" in rsync._options({"bytes_per_second": MIB})
     assert not [word for word in rsync._options({"bytes_per_second": None}) if word.startswith("--bwlimit")]
+
+
+def test_what_was_pulled_piece_by_piece_is_told_as_the_other_ways_are(world: World) -> None:
+    fetcher, record = Fetcher(world.node("b")), record_of(CONTENT)
+    fetcher.carrier.pulled(record, 1, ("a", "c"), False)
+    fetcher.carrier.pulled(record, 1, ("a", "c"), True)
+    assert fetcher.by(record) == [("p2p_http", False), ("p2p_http", True)]
+    assert fetcher.carrier.choices(bytes(32)) == []

@@ -16,12 +16,12 @@ from node.bulk_client import Job
 from node.bulk_stream import sentence_of
 from node.progress import Meter
 from node.transports import ssh
-from node.transports.choice import Situation, Source, Way, ways
+from node.transports.choice import P2P_HTTP, Situation, Source, Way, ways
 from node.transports.order import Kit, Order, Transport
 from node.transports.table import TABLE
 from protocol.chunks import chunk_count, chunk_length
 from protocol.effects import Fetch, Report
-from protocol.values import Digest, NodeId
+from protocol.values import Digest, NodeId, Record
 from storage.refusals import StoreError
 
 CHOICES_MAX = 1_000  # remembered, newest last
@@ -69,6 +69,13 @@ class Carrier:
         with self._lock:
             return [choice for choice in self._choices if choice.digest == digest]
 
+    def pulled(self, record: Record, transfer: int, nodes: tuple[NodeId, ...], whole: bool) -> None:
+        """A swarm has ended: its pieces came over our own protocol, from all that had some."""
+        why = "large: pulled piece by piece from all that are reached"
+        outcome = ARRIVED if whole else "it did not come whole; what came is kept"
+        with self._lock:
+            self._choices.append(Choice(record.digest, transfer, P2P_HTTP, nodes, why, time.time(), outcome))
+
     def fetch(self, effect: Fetch, meter: Meter, job: Job) -> str:
         """Bring it into staging; "" or why it did not come. Raises StreamBroken when the order was cancelled."""
         reasons: list[str] = []
@@ -85,7 +92,7 @@ class Carrier:
         with self._lock:
             self._choices.append(choice)
         told = f"{order.record.name} from {', '.join(way.nodes)} by {way.transport}: {way.why}"
-        self._report(Report("info" if again or way.transport != "p2p_http" else "debug", "transport", told))
+        self._report(Report("info" if again or way.transport != P2P_HTTP else "debug", "transport", told))
         why = "it was broken off"
         try:
             why = self.transports[way.transport].fetch(order, way.nodes)
