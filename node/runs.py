@@ -18,7 +18,7 @@ from node.bulk_http import BadHead, Head
 from node.bulk_store import BulkDepot
 from node.progress import DISK, NETWORK, Meter
 from node.speeds import Speeds
-from protocol.blocks import HINTS_CHUNKS_MAX, SAVED_SHARE_MIN, worth_comparing
+from protocol.blocks import COMPARED_BYTES_MIN, HINTS_CHUNKS_MAX, SAVED_SHARE_MIN, worth_comparing
 from protocol.chunks import CHUNK_BYTES, chunk_length
 from protocol.values import NodeId, Record, Stripe
 from storage.blobs import Blob
@@ -58,14 +58,14 @@ class RunReader:
         self._headers = headers or {}
         self._older: Blob | None = depot.older(record)
         self._shares = True  # what was compared so far had enough in common
+        self._compared_bytes = self._saved_bytes = 0
         self._writer = _Writer(partial, meter)
-        self.reused_bytes = 0
 
     def get(self, connection: Connection, run: Stripe) -> None:
         """Bring a run of at most RUN_CHUNKS chunks. Raises SourceFailed, StreamBroken, WrongBytes, StorageFailed; what
         came before is in the partial."""
         try:
-            if not (self._compares(connection.peer) and self._get_blocks(connection, run)):
+            if not (self._compares(connection.peer, run) and self._get_blocks(connection, run)):
                 self._get_chunks(connection, run)
         finally:
             self._meter.leave()
@@ -77,8 +77,20 @@ class RunReader:
             self._older.close()
             self._older = None
 
-    def _compares(self, peer: NodeId) -> bool:
-        return self._older is not None and self._shares and worth_comparing(self._speeds.of(peer))
+    def _compares(self, peer: NodeId, run: Stripe) -> bool:
+        """What lies behind the end of the older version has nothing to be compared with."""
+        if self._older is None or not self._shares or run.first * CHUNK_BYTES >= self._older.size:
+            return False
+        return worth_comparing(self._speeds.of(peer))
+
+    def _count(self, run: Stripe, asked_bytes: int) -> None:
+        """Of what both versions have: how much was compared, and how much of it need not come."""
+        assert self._older is not None
+        first, end = run.first * CHUNK_BYTES, min((run.first + run.count) * CHUNK_BYTES, self._record.size)
+        self._compared_bytes += min(end, self._older.size) - first
+        self._saved_bytes += end - first - asked_bytes
+        enough = self._saved_bytes >= self._compared_bytes * SAVED_SHARE_MIN
+        self._shares = enough or self._compared_bytes < COMPARED_BYTES_MIN
 
     # Whole chunks
 
@@ -120,15 +132,13 @@ class RunReader:
             return False
         finally:
             self._writer.give_back(buffer)
-        whole = sum(chunk_length(self._record.size, index) for index in runs)
-        self._shares = delta.asked_bytes <= whole * (1 - SAVED_SHARE_MIN)
+        self._count(run, delta.asked_bytes)
         for index, blocks in runs.items():
             self._take(index, lambda at, view, blocks=blocks: self._put_together(delta, at, blocks, view), blocks=True)  # type: ignore[misc]
         self._writer.settle()
         for index in self._writer.take_wrong():
             self._shares = False
             self._get_chunks(connection, Stripe(index, 1))
-        self.reused_bytes += whole - delta.asked_bytes
         return True
 
     def _put_together(self, delta: Delta, index: int, blocks: list[tuple[int, int]], view: memoryview) -> None:

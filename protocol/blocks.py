@@ -24,6 +24,7 @@ BLOCK_RUNS_MAX = HINTS_CHUNKS_MAX * CHUNK_BLOCKS // 2  # every second block diff
 FAST_BYTES_PER_SECOND = 150_000_000  # on a faster link a whole chunk is there before its blocks are compared (two
 # looks at its bytes and a round trip, 3 to 6 ms on a busy core)
 SAVED_SHARE_MIN = 0.25  # a version that shares less than this with the older one is fetched by whole chunks
+COMPARED_BYTES_MIN = 8 << 20  # before that is judged: a few chunks may have changed altogether
 
 Block = bytes | bytearray | memoryview
 

@@ -127,6 +127,18 @@ def test_an_older_version_that_shares_little_is_not_compared_any_further(pair: t
     assert sum(asked) <= 64  # one run
 
 
+def test_a_chunk_that_changed_altogether_does_not_end_the_comparison(pair: tuple[Node, Node]) -> None:
+    """Pieces are small: an appended tail, or one chunk written anew, says nothing of the others."""
+    old = content_of(5 * MIB)
+    holds_older(pair[0], old)
+    new = content_of(MIB, seed=9) + changed(old, [CHUNK_BLOCKS * 3 + 7])[MIB:] + content_of(2 * MIB, seed=8)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("node.fetching.RUN_CHUNKS", 1)
+        came, payload = fetched(pair, new)
+    assert came == new
+    assert payload == 3 * MIB + BLOCK_BYTES
+
+
 def test_an_older_version_that_is_damaged_here_costs_its_chunk_again_and_nothing_else(pair: tuple[Node, Node]) -> None:
     old = content_of(4 * MIB)
     record = holds_older(pair[0], old)

@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from agreement import AGREEMENT_BREAKAGES
 from asked import ASKED_BREAKAGES
 from breakages import BREAKAGES, Breakage
+from datapath import DATAPATH_BREAKAGES
 from rollout import ROLLOUT_BREAKAGES
 from spot import SPOT_BREAKAGES
 from swarms import SWARM_BREAKAGES
@@ -35,6 +36,7 @@ ALL = (
     *ROLLOUT_BREAKAGES,
     *SPOT_BREAKAGES,
     *SWARM_BREAKAGES,
+    *DATAPATH_BREAKAGES,
     *TRANSPORT_BREAKAGES,
 )
 ROOT = Path(__file__).resolve().parents[2]
