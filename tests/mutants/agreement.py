@@ -83,7 +83,7 @@ AGREEMENT_BREAKAGES: tuple[Breakage, ...] = (
         "protocol/own_life.py",
         "            self._refute(claim, peer)\n",
         "            pass\n",
-        "-x tests/test_swim.py",
+        "-x tests/test_swim.py -k refutes",
     ),
     Breakage(
         GOSSIP,
@@ -91,7 +91,7 @@ AGREEMENT_BREAKAGES: tuple[Breakage, ...] = (
         "protocol/claims.py",
         "    return boot << REFUTATION_BITS",
         "    return 1 << REFUTATION_BITS",
-        "-x tests/test_swim.py tests/test_inspection.py",
+        "-x tests/test_swim.py -k life",
     ),
     Breakage(
         GOSSIP,
@@ -99,7 +99,7 @@ AGREEMENT_BREAKAGES: tuple[Breakage, ...] = (
         "protocol/seeking.py",
         "            self._seek_absent()\n",
         "            pass\n",
-        "-x tests/test_swim.py",
+        "-x tests/test_swim.py -k dialled",
     ),
     Breakage(
         GOSSIP,
@@ -107,7 +107,7 @@ AGREEMENT_BREAKAGES: tuple[Breakage, ...] = (
         "protocol/seeking.py",
         "for node in view.absent() if self._ephemeral(node)]",
         "for node in view.absent()]",
-        "-x tests/test_swim.py",
+        "-x tests/test_swim.py -k reaped",
     ),
     Breakage(
         GOSSIP,
