@@ -308,6 +308,8 @@ class Oracle:
         for record in self.required(digest) if not taken else ():
             if record.origin == node or self.fleet.host(node).excluded:
                 continue
+            if self.disks[node].catalogue.record(record.key) is None:
+                continue  # put again elsewhere, which it has not heard of: it goes by a delete, or by its count
             own = self.stores[record.origin].store
             left = [s for s in self._distinct if s is not store and s.store != own and s.holds(digest)]
             if len(left) < self.needed(record):

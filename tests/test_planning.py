@@ -13,6 +13,7 @@ from protocol.fleet import Kind
 from protocol.placement import eligible, pool, targets
 from protocol.planning import Candidate, Plan, candidates_of, hypothetical, plan
 from protocol.values import Member
+from tests.policy_picture import PICTURE, draw
 
 UNHURRIED = settings(deadline=None)
 EXAMPLE = Path(__file__).resolve().parent.parent / "distributed_hosts.yaml"
@@ -218,3 +219,8 @@ def test_one_placement_among_fifty_nodes_takes_at_most_200_microseconds() -> Non
         targets(around.seats, 2, around.domains)
         took.append(time.perf_counter() - start)
     assert min(took) <= 200e-6
+
+
+def test_the_picture_of_the_example_fleet_is_what_the_plan_says() -> None:
+    """Else: `python -m tests.policy_picture`."""
+    assert PICTURE.read_text() == draw()
