@@ -68,7 +68,11 @@ def enclosed(form: str, work: Path) -> int:
     fleet.bundle = fleet.bundles["first"]
     for step in sequence.FORMS[form]:
         print(f"== {step.__name__.replace('_', ' ')}", flush=True)
-        step(fleet)
+        try:
+            step(fleet)
+        except BaseException:
+            print(fleet.journals())
+            raise
     if form == "up":
         print(f"ssh -i {login} root@{hosts[0].address}, within: nsenter -t PID -m -n -p; hosts file {fleet.hosts_file}")
         sys.stdout.flush()

@@ -120,6 +120,16 @@ class Fleet:
                 raise AssertionError(f"not within {seconds:.0f} s: {what}")
             time.sleep(0.5)
 
+    def journals(self) -> str:
+        """The end of what each agent's log says: printed when a step fails, before everything goes away."""
+        told = []
+        for host in self.hosts:
+            try:
+                told.append(f"--- {host.name}\n{host.ssh(self.login, 'journalctl --no-pager -n 25 -u spore.service')}")
+            except (HostFailed, subprocess.TimeoutExpired) as problem:
+                told.append(f"--- {host.name}: {problem}")
+        return "\n".join(told)
+
     def files(self, name: str) -> Path:
         """The folder of users' files of a host, seen from outside."""
         return self.host(name).root / "var/lib/spore/files"
