@@ -427,6 +427,16 @@ def test_get_replaces_a_file_and_refuses_a_folder(agent: Agent) -> None:
     assert result.stderr.startswith("spore: none/a cannot be written (No such file or directory)")
 
 
+def test_get_never_replaces_what_is_no_regular_file(agent: Agent) -> None:
+    """Root may rename over anything: `-o /dev/null` must not take that from the machine."""
+    name = put(agent, "a", b"new")
+    os.mkfifo("pipe")
+    result = spore("get", name, "-o", "pipe")
+    assert result.exit_code == 2
+    assert result.stderr == "spore: pipe is no regular file and is not replaced; use -o - and redirect that\n"
+    assert Path("pipe").is_fifo()
+
+
 @pytest.mark.parametrize("trouble", ["wrong bytes", "breaks", "unknown name"])
 def test_a_get_that_fails_leaves_the_old_file_and_nothing_else(agent: Agent, trouble: str) -> None:
     name = put(agent, "a", os.urandom(LARGE))

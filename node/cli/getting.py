@@ -83,6 +83,8 @@ def _beside(target: Path) -> Iterator[BinaryIO]:
     """A temporary file beside the target that takes its place, durably, if the body ends well."""
     if target.is_dir():
         raise CommandFailed(f"{target} is a folder; name the file to write with -o", EXIT_USAGE)
+    if target.exists() and not target.is_file():  # root could rename over /dev/null
+        raise CommandFailed(f"{target} is no regular file and is not replaced; use -o - and redirect that", EXIT_USAGE)
     temporary = target.with_name(f".{target.name[:200]}.{os.urandom(4).hex()}.part")
     try:
         with _created(temporary, target) as file:
