@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from node.bulk_client import Connection
 from node.bulk_http import BadHead
@@ -26,6 +27,7 @@ from protocol.blocks import (
 from protocol.chunks import CHUNK_BYTES, chunk_count, chunk_length
 from protocol.values import Digest, Stripe
 from storage.blobs import Blob
+from storage.refusals import StoreError
 
 _RUN = struct.Struct("<QI")
 RUNS_BYTES_MAX = BLOCK_RUNS_MAX * _RUN.size
@@ -131,10 +133,15 @@ class Delta:
         return runs
 
     def put_together(self, index: int, runs: Sequence[BlockRun], view: memoryview) -> None:
-        """Fill `view`, of the chunk's length, with the older version's chunk and what differs."""
+        """Fill `view`, of the chunk's length, with the older version's chunk and what differs.
+
+        An older version that was changed since makes a wrong chunk, which is found and fetched whole; what the peer
+        sends is read all the same.
+        """
         older_bytes = min(len(view), max(0, self._older.size - index * CHUNK_BYTES))
         if older_bytes:
-            read_checked(self._older, view[:older_bytes], index * CHUNK_BYTES)
+            with suppress(StoreError):
+                read_checked(self._older, view[:older_bytes], index * CHUNK_BYTES)
         for first, count in runs:
             self._connection.stream.read_into(view[first * BLOCK_BYTES : (first + count) * BLOCK_BYTES])
 

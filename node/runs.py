@@ -23,7 +23,7 @@ from protocol.chunks import CHUNK_BYTES, chunk_length
 from protocol.values import NodeId, Record, Stripe
 from storage.blobs import Blob
 from storage.partials import Partial
-from storage.refusals import BlobChanged, StoreError, WrongBytes
+from storage.refusals import StoreError, WrongBytes
 
 RUN_CHUNKS = HINTS_CHUNKS_MAX  # chunks asked for at once: a round trip every 64 MiB costs little
 BUFFERS = 2  # of 1 MiB: one is filled while the other is hashed and written. A dozen readers may be at work at once
@@ -133,20 +133,13 @@ class RunReader:
         finally:
             self._writer.give_back(buffer)
         self._count(run, delta.asked_bytes)
-        for index, blocks in runs.items():
-            self._take(index, lambda at, view, blocks=blocks: self._put_together(delta, at, blocks, view), blocks=True)  # type: ignore[misc]
+        for index in runs:
+            self._take(index, lambda at, view: delta.put_together(at, runs[at], view), blocks=True)
         self._writer.settle()
         for index in self._writer.take_wrong():
             self._shares = False
             self._get_chunks(connection, Stripe(index, 1))
         return True
-
-    def _put_together(self, delta: Delta, index: int, blocks: list[tuple[int, int]], view: memoryview) -> None:
-        try:
-            delta.put_together(index, blocks, view)
-        except BlobChanged as problem:  # in the middle of an answer: the connection is of no more use
-            self._shares = False
-            raise SourceFailed(f"the older version that blocks were compared with has changed: {problem}") from problem
 
 
 class _Writer:

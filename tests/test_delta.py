@@ -160,6 +160,27 @@ def test_an_older_version_that_is_damaged_here_costs_its_chunk_again_and_nothing
     assert pair[0].heard.wrong == []
 
 
+def test_an_older_version_that_changes_in_the_middle_of_an_answer_costs_its_chunks_again(
+    pair: tuple[Node, Node],
+) -> None:
+    old = content_of(4 * MIB)
+    record = holds_older(pair[0], old)
+    new = changed(old, [3, CHUNK_BLOCKS + 9, 2 * CHUNK_BLOCKS])
+    asked = server_side.Delta.ask
+    with pytest.MonkeyPatch.context() as patched:
+
+        def ask_then_change(self: object, *told: object) -> object:
+            runs = asked(self, *told)  # type: ignore[arg-type]
+            pair[0].shelf.path(record).write_bytes(b"other")
+            return runs
+
+        patched.setattr(server_side.Delta, "ask", ask_then_change)
+        came, payload = fetched(pair, new)
+    assert came == new
+    assert payload == 3 * BLOCK_BYTES + 3 * MIB
+    assert pair[0].heard.wrong == []
+
+
 def test_a_holder_that_lies_about_its_blocks_gains_nothing(pair: tuple[Node, Node]) -> None:
     old = content_of(4 * MIB)
     holds_older(pair[0], old)
