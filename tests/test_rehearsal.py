@@ -24,7 +24,7 @@ from simulations.scenarios import build_case
 from simulations.shrink import rules, shrink
 
 HOSTS = Path(__file__).parent.parent / "distributed_hosts.yaml"
-SWARM_SEEDS, CHUNK = 150, 10
+SWARM_SEEDS, CHUNK = 150, 5
 PROGRAM = "import sys, simulations; print(simulations.run(sys.argv[1], seed=int(sys.argv[2])).trace_hash)"
 
 
