@@ -34,7 +34,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from node.local_fleet import LocalFleet
 from tests.netns import Machines
 
-SIZE = 256 << 20
+SIZE = 256 << 20  # by default; `--mib` and `--mbit` make smaller runs, for machines that are busy with other work
 UPLINK_BITS = 200_000_000
 PORT = 7946
 ROUTING = {"settle_seconds": 0.3, "gossip_interval_seconds": 5}
@@ -55,7 +55,7 @@ def fleet_of(base: Path, count: int, slow: str = "") -> Iterator[tuple[LocalFlee
             fleet.start()
             fleet.until(fleet.meshed, "the agents are connected", 120)
             for name in names:
-                made.limit(name, "20mbit" if name == slow else "200mbit")
+                made.limit(name, f"{UPLINK_BITS // (10 if name == slow else 1)}bit")
             yield fleet, made
     finally:
         made.remove()
@@ -144,7 +144,7 @@ def rsync(base: Path, copies: int) -> dict[str, float]:
             daemons.append(subprocess.Popen([*made.inside(name), *words], stdin=subprocess.DEVNULL))
         time.sleep(1.0)
         for name in names:
-            made.limit(name, "200mbit")
+            made.limit(name, f"{UPLINK_BITS}bit")
         began = time.monotonic()
         copying = [
             subprocess.Popen(
@@ -185,7 +185,10 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--copies", type=int, default=8, help="receivers of rsync")
     parser.add_argument("--base", type=Path, default=None, help="where the nodes' folders lie")
+    parser.add_argument("--mib", type=int, default=SIZE >> 20, help="size of the artifact")
+    parser.add_argument("--mbit", type=int, default=UPLINK_BITS // 1_000_000, help="of each uplink")
     chosen = parser.parse_args()
+    globals().update(SIZE=chosen.mib << 20, UPLINK_BITS=chosen.mbit * 1_000_000)
     if os.geteuid() != 0:
         raise SystemExit("network namespaces need root")
     machine = f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"
