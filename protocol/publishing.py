@@ -108,7 +108,7 @@ class Publishing:
             self.ctx.report("warning", "not_published", f"{record.name} was not published: {why}")
         batch = Batch(rows, tuple(places), forget_places=_left(event.moved, places))
         ended = records + [record for record, _ in event.failed]
-        left_over = tuple(place for _, place in event.moved if not self.ctx.catalogue.sharers(place.digest))
+        left_over = self._left_over(event)
 
         def done() -> None:
             self._taking.pop(event.op, None)
@@ -117,6 +117,13 @@ class Publishing:
             self._drop_left_over(left_over)
 
         self.ctx.commit(batch, done, lambda error: self._uncommitted(event, incoming, error))
+
+    def _left_over(self, event: Published) -> tuple[Place, ...]:
+        """Files that made room and that no version needs. Where mates publish too, one that we know no record of may be
+        newer than what we know: it stays, and they answer for it."""
+        if self.ctx.host.nfs_group:
+            return ()
+        return tuple(place for _, place in event.moved if not self.ctx.catalogue.sharers(place.digest))
 
     def is_moving(self, digest: Digest) -> bool:
         """Whether a publication under way may move these bytes aside: their private copy is then the one that stays."""

@@ -1,12 +1,15 @@
 """What `tests/kills.py` found in the core, each told as the events that led to it."""
 
+import pytest
+
 from protocol import effects as f
 from protocol import events as e
 from protocol import messages as m
+from protocol.fleet import Host
 from protocol.retention import ROOT_KNOWN_MS_MAX
 from protocol.sweeping import FIRST_MS
-from protocol.values import Record
-from tests.replicas import NOW, Bench, holding, only, place, private, record, sent
+from protocol.values import Place, Record
+from tests.replicas import NOW, Bench, fleet, holding, only, place, private, record, sent
 
 NAME = "checkpoint/checkpoints/step-5"
 
@@ -93,6 +96,19 @@ def test_what_made_room_is_still_held() -> None:
     alpha.done(e.Published(publish.op, done, moved=(("checkpoints/step-5", private(5)),)))
     assert alpha.replica.ctx.holds(newer.digest)
     assert alpha.replica.ctx.holds(older.digest)
+
+
+@pytest.mark.parametrize(("group", "removed"), [(None, [private(9)]), ("alpha", [])])
+def test_what_made_room_and_is_unknown_goes_unless_a_mate_may_have_published_it(
+    group: str | None, removed: list[Place]
+) -> None:
+    """A mate may know a newer version, of which this node has not heard: its bytes are not this node's to remove."""
+    hosts = (Host(name, address=f"{name}:7946", nfs_group=group) for name in ("alpha", "beta"))
+    alpha = Bench(of=fleet(*hosts)).boot().connect("gamma")
+    (publish,) = only(alpha.arrives("gamma", record(NAME, 5, origin="gamma")), f.Publish)
+    done = tuple((item.record, alpha.published_at(item)) for item in publish.items)
+    out = alpha.done(e.Published(publish.op, done, moved=(("checkpoints/step-5", private(9)),)))
+    assert [place for unlink in only(out, f.Unlink) for place in unlink.places] == removed
 
 
 def dropped(effects: list[f.Effect]) -> set[int]:

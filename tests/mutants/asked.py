@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from breakages import CORRUPTING, FILLING, GOSSIP, Breakage
+from breakages import CORRUPTING, FILLING, GOSSIP, LOSING, Breakage
 
 ASKED = "What users ask for"
 
@@ -94,5 +94,13 @@ ASKED_BREAKAGES: tuple[Breakage, ...] = (
         "            if logs or released or short:",
         "            if logs or released:",
         "-x tests/test_commits.py",
+    ),
+    Breakage(
+        LOSING,
+        "removes what a mate of its store published and it has not heard of",
+        "protocol/publishing.py",
+        "        if self.ctx.host.nfs_group:",
+        "        if False:",
+        "-x tests/test_replica_kills.py",
     ),
 )
