@@ -114,6 +114,11 @@ class Leaving:
             self._began = (self._began[0] + 1, self._began[1] + debt.record.size)
             self._enqueue(debt)
 
+    def heard(self, debt: Debt) -> None:
+        """One more receipt is committed, and it is still at risk."""
+        if self.active and debt.own:
+            self._enqueue(debt)
+
     def _tell_records(self, own: list[Debt]) -> None:
         """Before any byte: what there is. Most were told when they were accepted; the newest may not have been."""
         rate = self.sending.uplink_rate()
@@ -336,7 +341,9 @@ class Leaving:
             heappush(self._order, (safety, *self._worth(debt), key))
 
     def _wants(self, debt: Debt) -> bool:
-        return len(debt.receipts) + self._on_the_way(debt) < self.ctx.min_copies(debt.record)
+        on_the_way, needed = self._on_the_way(debt), self.ctx.min_copies(debt.record)
+        narrow = len(debt.receipts) >= needed and not on_the_way  # still at risk: its copies lie in too few domains
+        return narrow or len(debt.receipts) + on_the_way < needed
 
     def _safety(self, debt: Debt) -> int:
         """A receipt counts for two: what is only on its way may be with a peer that stalls."""
@@ -374,6 +381,8 @@ class Leaving:
         used = {s.domain for s in debt.receipts.values()} | {s.domain for s in peers if s.node in debt.asked}
         if not used or seat.domain not in used:
             return True
+        if len(debt.receipts) >= self.ctx.min_copies(debt.record):
+            return False  # only another domain makes it durable
         return not any(other.domain not in used and self._may_have(other, debt) for other in peers)
 
     def _may_have(self, seat: Seat, debt: Debt) -> bool:

@@ -287,6 +287,7 @@ class Replica:
             self.swarming.stated(holding)
             for debt in self.debts.heard(holding):
                 self.sending.plan(debt)
+                self.leaving.heard(debt)
         self.syncing.heard(rows.holdings)
         self.sharing.heard(rows.holdings)
         self._consider(rows)

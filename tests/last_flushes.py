@@ -39,6 +39,14 @@ class Farewell:
     named: list[str]  # names that the log calls safe nowhere else
     log: list[str] = field(repr=False)
 
+    @property
+    def told_truly(self) -> bool:
+        """Everything that is lost is named. What is named and is there had arrived, and its receipt had not: then the
+        log says that it was on its way."""
+        arrived = [name for name in self.named if name not in self.lost]
+        explained = [n for n in arrived if any(f" {n} (" in line and "on its way" in line for line in self.log)]
+        return set(self.lost) <= set(self.named) and explained == arrived
+
 
 def contents(seed: int, total_bytes: int) -> dict[str, bytes]:
     """Artifacts of many sizes, the names of which say the run."""

@@ -92,6 +92,23 @@ def test_with_time_enough_every_copy_is_made_and_the_node_goes_at_once() -> None
     assert w.sent_bytes == pytest.approx(2 * 500_000, rel=0.05)
 
 
+def test_two_copies_in_one_domain_are_followed_by_one_in_another() -> None:
+    w = World({"beta": "prompt", "delta": "prompt", "gamma": "dead"})
+    for name, domain in (("beta", "one"), ("delta", "one"), ("gamma", "two")):
+        w.following(lambda name=name, domain=domain: w.alpha.connect(name, domain=domain))  # type: ignore[misc]
+    owed = w.owes(*[50_000] * 4)
+    w.noticed(60)
+    for _ in range(200):
+        w.step()
+    assert all(record.digest in w.has["beta"] and record.digest in w.has["delta"] for record in owed)
+    assert w.alpha.replica.debts.own_open()  # gamma, the only one elsewhere, has not answered yet
+    w.neighbours["gamma"] = "prompt"
+    for _ in range(600):
+        w.step()
+    assert w.alpha.replica.debts.own_open() == []
+    assert all(record.digest in w.has["gamma"] for record in owed)
+
+
 def test_the_smallest_go_first_and_a_kind_of_high_priority_before_them() -> None:
     kinds = (NPZ, Kind("model", versions=1_000, priority="high"))
     w = world({"beta": "prompt"}, kinds=kinds)
