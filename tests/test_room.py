@@ -212,6 +212,20 @@ def test_what_is_held_for_others_never_passes_a_cap_whatever_comes_between(steps
         assert sum(held.values()) <= 40 * BLOCK_BYTES
 
 
+def test_what_was_published_counts_before_anybody_has_counted_it_anew() -> None:
+    counted = [0]
+    room = Room(RoomLimits(min_free_bytes=0, max_bytes=10 * K), Disk(used=0), lambda: counted[0])
+    assert room.reserve(1, A, 6 * K) == ""
+    room.published(6 * K)
+    room.release(1)
+    assert "limit of" in room.reserve(1, B, 5 * K)
+    before = room.published_since()
+    counted[0] = 6 * K
+    room.counted_anew(before)
+    assert "limit of" in room.reserve(1, B, 5 * K)
+    assert room.reserve(1, C, 3 * K) == ""
+
+
 # --- emergencies ---
 
 
