@@ -7,6 +7,7 @@ need() { command -v "$1" >/dev/null 2>&1 || missing="$missing $2"; }
 need curl curl
 need aria2c aria2
 need rsync rsync
+need sshfs sshfs
 need ssh openssh-client
 [ -x /usr/sbin/sshd ] || missing="$missing openssh-server"
 need nft nftables
