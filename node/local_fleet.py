@@ -28,6 +28,7 @@ START_SECONDS_MAX = 60.0  # importing takes a second; six agents at once on two 
 STOP_SECONDS_MAX = 30.0
 POLL_SECONDS = 0.05
 CLUSTER = "demo"
+FOREIGN = ("SPORE_", "RUNPOD_", "VAST_", "SLURM_", "KUBERNETES_")  # what this machine is says nothing of the fleet's
 
 # Explicit limits: the host's own disk, whatever its state, must not decide what a demo or a test shows.
 ROUTING: Mapping[str, Any] = {
@@ -130,7 +131,7 @@ class LocalFleet:
             self.until(lambda name=name: self._answers(name), f"{name} answers", START_SECONDS_MAX)  # type: ignore[misc]
 
     def _launch(self, node: Node) -> None:
-        env = {key: value for key, value in os.environ.items() if not key.startswith("SPORE_")}
+        env = {key: value for key, value in os.environ.items() if not key.startswith(FOREIGN)}
         with node.log.open("ab") as log:
             node.process = subprocess.Popen(
                 [*node.prefix, sys.executable, "-m", "node.cli", "agent", str(node.folder)],

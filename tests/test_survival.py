@@ -1,7 +1,10 @@
 """What this node's end would lose, what a notice could save, when pushing is urgent; how fast bytes leave."""
 
+import asyncio
 from dataclasses import replace
+from types import SimpleNamespace
 
+from node.spot_answers import SpotAnswers
 from protocol import effects as f
 from protocol.debts import Debt
 from protocol.fleet import Bandwidth, Fleet, Host
@@ -65,6 +68,46 @@ def test_an_ephemeral_host_whose_debt_nears_its_notice_pushes_before_all_else() 
     assert urgent_upload(10.0, ephemeral=True) == "high"
     assert urgent_upload(100.0, ephemeral=True) == "normal"
     assert urgent_upload(10.0, ephemeral=False) == "normal"
+
+
+# --- back-pressure ---
+
+
+class Pressed:
+    """As much of an agent as back-pressure looks at: so much at risk, for so many looks."""
+
+    def __init__(self, ephemeral: bool, sessions: int, looks: int) -> None:
+        self.looks = looks
+        own = SimpleNamespace(ephemeral=ephemeral)
+        members = SimpleNamespace(own=own, sessions=dict.fromkeys(range(sessions)))
+        sending = SimpleNamespace(uplink_rate=lambda: MB)
+        debts = SimpleNamespace(own_bytes=self.own_bytes)
+        ctx = SimpleNamespace(notice_seconds=100)
+        self.replica = SimpleNamespace(members=members, sending=sending, debts=debts, ctx=ctx)
+
+    def own_bytes(self) -> int:
+        self.looks -= 1
+        return 81 * MB if self.looks >= 0 else 79 * MB
+
+    def eased(self, timeout_seconds: float) -> int:
+        """How many looks were left when the put went on."""
+        answers = SpotAnswers()
+        answers.agent = self  # type: ignore[assignment]
+        asyncio.run(answers.ease(timeout_seconds))
+        return self.looks
+
+
+def test_a_put_that_waits_is_held_back_while_the_debt_passes_what_the_notice_carries() -> None:
+    assert Pressed(ephemeral=True, sessions=2, looks=3).eased(30.0) == -1
+
+
+def test_it_is_held_back_no_longer_than_it_would_wait() -> None:
+    assert Pressed(ephemeral=True, sessions=2, looks=10_000).eased(0.2) > 9_000
+
+
+def test_nobody_is_held_back_on_persistent_hosts_nor_where_nobody_can_be_reached() -> None:
+    assert Pressed(ephemeral=False, sessions=2, looks=5).eased(30.0) == 5
+    assert Pressed(ephemeral=True, sessions=0, looks=5).eased(30.0) == 5
 
 
 # --- gone at once ---
