@@ -16,6 +16,7 @@ from protocol.accepting import Accepting
 from protocol.adopting import Adopting
 from protocol.catalogue import Catalogue
 from protocol.claims import Message as SwimMessage
+from protocol.clock import stamp_ms
 from protocol.comparing import Comparing
 from protocol.context import Context
 from protocol.debts import Debt, Debts
@@ -180,7 +181,9 @@ class Replica:
         self.declared.boot()
         self.members.boot()
         self.retention.boot()
-        for entry in event.pending:
+        reached_ms = max(self.ctx.now_ms, stamp_ms(event.last_hlc))
+        for entry in event.pending:  # logged, perhaps never committed: its stamp is not given twice
+            self.ctx.clock.observe(entry.record.hlc, reached_ms)
             self.ctx.clock.restate(min(entry.record.hlc, event.last_hlc) or entry.record.hlc)
             self._restore(entry)
         self.sweeping.boot()

@@ -18,7 +18,7 @@ from protocol.membership import MEMBERS_MAX
 from protocol.probing import RELAYS_MAX
 from protocol.replica import Replica
 from protocol.sketch import Sketch
-from protocol.values import Batch, Holding, Member, NodeId, Record
+from protocol.values import Batch, NodeId
 from simulations.driver import SimNode
 from simulations.surroundings import Surroundings
 
@@ -115,18 +115,18 @@ class Inspection:
         for record in batch.rows.records:
             self._prints[record_fingerprint(self._key, record)] = None
             if record.origin == node and record.hlc >= SCANNED_MAX:
-                self._stamped(node, record.hlc, record)
+                self._stamped(node, record.hlc, record.key)
         for holding in batch.rows.holdings:
             self._prints[holding_fingerprint(self._key, holding)] = None
             if holding.node == node:
-                self._stamped(node, holding.seq, holding)
+                self._stamped(node, holding.seq, holding.key)
         for member in batch.rows.members:
             self._prints[member_fingerprint(self._key, member)] = None
             if member.node == node:
-                self._stamped(node, member.seq, member)
+                self._stamped(node, member.seq, member.node)
 
-    def _stamped(self, node: NodeId, stamp: int, row: Record | Holding | Member) -> None:
-        """A machine set back to an old image has forgotten what it stamped; nobody else stamps two things alike."""
+    def _stamped(self, node: NodeId, stamp: int, row: object) -> None:
+        """By keys, for what expires keeps its stamp. Who was set back has forgotten what it stamped."""
         if self._said.setdefault((node, stamp), row) != row and node not in self.around.oracle.were_set_back:
             self._violation(f"{node} used its stamp {stamp} for two things")
 

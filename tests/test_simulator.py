@@ -98,6 +98,10 @@ def test_without_faults_everybody_knows_at_once() -> None:
         pytest.param("crash", None, 58, id="what a member of a group has recorded is not taken over as new"),
         pytest.param("crash", None, 9, id="members of a group make room for each other's files"),
         pytest.param("first-light", None, 107, id="who waits for a version that is superseded meanwhile is answered"),
+        pytest.param("swarm", None, 1315, id="a file whose commit failed is nobody's copy"),
+        pytest.param("swarm", None, 1376, id="an upload that failed does not keep its digest busy for an hour"),
+        pytest.param("swarm", None, 49, id="a stamp that was logged and not committed is not given again"),
+        pytest.param("swarm", None, 12, id="a fetch whose sources have all lied once goes on"),
     ],
 )
 def test_a_seed_that_found_a_bug_stays_clean(scenario: str, nodes: int | None, seed: int) -> None:
