@@ -150,7 +150,7 @@ def a_removed_node_is_not_expected_any_more(fleet: Fleet) -> None:
 
 
 def a_lost_node_is_removed_and_its_copies_are_made_anew(fleet: Fleet) -> None:
-    fleet.on("alpha", "head -c 3000000 /dev/urandom | spore put - --kind npz --name kept.npz --wait 3")
+    fleet.on("alpha", "head -c 3000000 /dev/urandom | spore put - --kind npz --name kept.npz --wait 2")
     lost = fleet.host("epsilon")
     lost.cut_off()
     fleet.until("the others see it", lambda: fleet.status("alpha")["members"]["down"] == 1)
