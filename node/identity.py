@@ -187,17 +187,17 @@ def install_identity(
 def replace_certificate(identity: Identity, answer_pem: bytes, *, now: float) -> Identity:
     """Take a renewed certificate, and the authorities that the issuer trusts, which follow it.
 
-    It must be for our name and key, from an authority that both of us trust, and last longer than ours unless another
-    authority signed it. What is trusted is widened before, and narrowed after, our own certificate changes: whenever we
+    It must be for our name and key, from an authority that both of us trust, and last as long as ours (two of one second
+    do) unless another authority signed it. What is trusted is widened before, and narrowed after, our own certificate changes: whenever we
     die, it is of an authority in `ca.pem`.
     """
     certificate_pem, authorities = _split_answer(identity, answer_pem)
     signer = _check_returned(authorities, certificate_pem, identity.node, None, now)
     if not key_matches(_read_file(identity.key_path), certificate_pem):
         raise IdentityError("mismatch", "the issuer returned a certificate for another key: ask again")
-    longer = describe(certificate_pem).not_after > max(now, identity.facts.not_after)
-    if not longer and signer == identity.authority_pem and authorities == identity.authorities:
-        raise IdentityError("mismatch", "the issuer returned a certificate that lasts no longer than ours: ask again")
+    shorter = describe(certificate_pem).not_after < max(now, identity.facts.not_after)
+    if shorter and signer == identity.authority_pem and authorities == identity.authorities:
+        raise IdentityError("mismatch", "the issuer returned a certificate that ends before ours: ask again")
     before, path = identity.authorities, identity.folder / CA_CERTIFICATE
     trusted = tuple(dict.fromkeys((*before, *authorities)))[:AUTHORITIES_MAX]
     if trusted != before:

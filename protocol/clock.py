@@ -33,11 +33,17 @@ class HybridClock:
         self.last = last
 
     def stamp(self, now_ms: int, above: Hlc = 0) -> Hlc:
-        """A new stamp: above all of ours, and above `above` (the version it replaces), however far ahead that is."""
+        """A new stamp: above all of ours, and above `above` (the version it replaces), however far ahead that is.
+
+        What is within reach is followed, so that no later stamp is the same one.
+        """
+        reach_ms = max(now_ms + FUTURE_MS_MAX, stamp_ms(self.last))
         self.last = max(self.last + 1, now_ms << COUNTER_BITS)
-        if above >= self.last:
-            return above + 1
-        return self.last
+        if above < self.last:
+            return self.last
+        if stamp_ms(above) <= reach_ms:
+            self.last = above + 1
+        return above + 1
 
     def observe(self, hlc: Hlc, now_ms: int) -> None:
         """Follow a peer's stamp, unless it lies more than `FUTURE_MS_MAX` ahead of our own wall clock."""

@@ -81,6 +81,11 @@ class Frames:
 
 def _with_more(field: object) -> object:
     """Rows are lists within lists of messages: each gets one more field at its end."""
-    if isinstance(field, list) and field and all(isinstance(row, list) and len(row) >= ROW_FIELDS_MIN for row in field):
+    if isinstance(field, list) and field and all(_is_row(row) for row in field):
         return [[*row, LATER_FIELD] for row in field]
     return field
+
+
+def _is_row(row: object) -> bool:
+    """A list of many stripes is none, long as it may be: it holds nothing but lists."""
+    return isinstance(row, list) and len(row) >= ROW_FIELDS_MIN and not all(isinstance(part, list) for part in row)

@@ -51,6 +51,14 @@ def test_the_versions_of_one_name_never_share_a_stamp(wall: list[int], first: in
     assert stamps == sorted(set(stamps))
 
 
+@pytest.mark.parametrize("ahead", [0, 1, FUTURE_MS_MAX << COUNTER_BITS])
+def test_a_stamp_above_a_version_within_reach_is_not_given_again(ahead: int) -> None:
+    clock = HybridClock()
+    replaced = clock.stamp(NOW) + 1 + ahead
+    stamps = [clock.stamp(NOW, above=replaced), *(clock.stamp(NOW) for _ in range(3))]
+    assert stamps == sorted(set(stamps))
+
+
 def test_replacing_a_version_from_the_future_does_not_carry_the_clock_there() -> None:
     clock = HybridClock()
     far = (NOW + 365 * 24 * 60 * MINUTE) << COUNTER_BITS

@@ -330,7 +330,7 @@ def test_a_renewal_that_is_not_ours_or_no_later_is_refused_and_the_old_kept(tmp_
     cases = [
         (issuer.issue(csr, "b2", ephemeral=False, now=later), "not for 'b1'"),
         (issuer.issue(create_csr("b1")[1], "b1", ephemeral=False, now=later), "another key"),
-        (issuer.issue(csr, "b1", ephemeral=False, now=NOW - 5), "no longer than ours"),
+        (issuer.issue(csr, "b1", ephemeral=False, now=NOW - 5), "ends before ours"),
         (b"", "unusable"),
     ]
     for certificate, sentence in cases:

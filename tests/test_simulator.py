@@ -101,6 +101,7 @@ def test_without_faults_everybody_knows_at_once() -> None:
         pytest.param("swarm", None, 1315, id="a file whose commit failed is nobody's copy"),
         pytest.param("swarm", None, 1376, id="an upload that failed does not keep its digest busy for an hour"),
         pytest.param("swarm", None, 49, id="a stamp that was logged and not committed is not given again"),
+        pytest.param("swarm", None, 54, id="a stamp above a version that is ahead is not given again"),
         pytest.param("swarm", None, 12, id="a fetch whose sources have all lied once goes on"),
     ],
 )
