@@ -187,9 +187,9 @@ def install_identity(
 def replace_certificate(identity: Identity, answer_pem: bytes, *, now: float) -> Identity:
     """Take a renewed certificate, and the authorities that the issuer trusts, which follow it.
 
-    It must be for our name and key, from an authority that both of us trust, and last as long as ours (two of one second
-    do) unless another authority signed it. What is trusted is widened before, and narrowed after, our own certificate changes: whenever we
-    die, it is of an authority in `ca.pem`.
+    It must be for our name and key, from an authority that both of us trust, and last as long as ours (two of one
+    second do) unless another authority signed it. What is trusted is widened before, and narrowed after, our own
+    certificate changes: whenever we die, it is of an authority in `ca.pem`.
     """
     certificate_pem, authorities = _split_answer(identity, answer_pem)
     signer = _check_returned(authorities, certificate_pem, identity.node, None, now)
